@@ -1,0 +1,1 @@
+"""The container: header, table of contents, chunks and checksums."""

@@ -1,0 +1,1 @@
+"""Entropy coding: integer tables, context choice and interleaved rANS."""

@@ -1,0 +1,1 @@
+"""Picture metrics: PSNR over covered pixels, SSIM, BD-rate."""

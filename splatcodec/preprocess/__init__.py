@@ -1,0 +1,1 @@
+"""The encoder's free choices, never needed to decode."""

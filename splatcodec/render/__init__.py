@@ -1,0 +1,1 @@
+"""Renderers and cameras: projection, rasterization and blending statistics of Gaussians."""

@@ -1,0 +1,1 @@
+"""What the decoder must undo: transforms and quantizers, frozen once released."""
