@@ -12,7 +12,7 @@
 | `spz-v3`, `spz-v4` | @playcanvas/splat-transform (npm), default settings | gzip SPZ, zstd SPZ |
 | `sog` | the same, `-g cpu` (no GPU): minutes to hours with higher harmonics above 100,000 Gaussians | bundled SOG v2 |
 | `compressed-ply` | the same | PlayCanvas compressed PLY |
-| `gsply-spz-v3`, `gsply-compressed-ply` | gsply (PyPI); the same two formats, no format of its own | |
+| `gsply-spz-v3`, `gsply-compressed-ply` | gsply (PyPI): no format of its own; its SPZ keeps 8 bits of SH | |
 | `gsplat-png` | gsplat's `PngCompression`: named, never run (see `GSPLAT_WHY_NOT`) | |
 
 Nothing third-party is part of this repository: all of it lives in the git-ignored `.cache/`. An encoder that is not
@@ -153,7 +153,8 @@ def _run(command: Sequence[str | Path], *, timeout_s: float, what: str, cwd: Pat
             raise SplatCodecError(f"{what}: killed after {timeout_s:.0f} s") from error
         raise
     if process.returncode != 0:
-        tail = " | ".join(line.strip() for line in output.splitlines() if line.strip())[-600:]
+        lines = [line.strip() for line in output.splitlines()]
+        tail = " | ".join(line for line in lines if line and not line.startswith("at "))[-600:]  # no stack frames
         raise SplatCodecError(f"{what}: exit status {process.returncode}: {tail or 'no output'}")
 
 
@@ -512,7 +513,8 @@ def prepare_scenes(folder: Path = SCENES, data: Path = DATA, *, log: Callable[[s
     - of each raw one: `-x0.001` and `-x1000` (world scale), `-moved` (by 100,000 units: in float32, whose steps there
       are 1/256 unit, so that an object of 0.2 units keeps some 50 positions an axis; the rounded scene *is* the
       original that codecs are judged on), `-shell` (a background at 100 times its size);
-    - `bouquet-million`: nine differently dithered bouquets on a grid, exactly 1,000,000 Gaussians.
+    - `bouquet-million`: nine differently dithered bouquets on a grid, exactly 1,000,000 Gaussians: for speed and
+      memory; its rates flatter codecs that match long repeats (below the noise, the tiles are the same).
 
     Returns:
         Name to path of every scene that is there afterwards; one that cannot be made is said and left out.
