@@ -1,0 +1,87 @@
+"""The CPU renderer: tiles of 16 x 16 pixels on all cores, the same picture for any number of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..gaussians import Gaussians
+from .camera import Camera
+from .compositing import STATE, composite_tiles, init_tiles, untile
+from .kernel import default_num_threads, run_threaded
+from .projection import Projection, TileLists, project
+from .rendering import Rendering
+
+__all__ = ["render"]
+
+# Most (tile, Gaussian) pairs listed at once; a scene with more is drawn in several layers, front to back.
+_MAX_ENTRIES = 1 << 24
+_TILES_PER_TASK = 16
+
+
+def blank_state(projection: Projection) -> npt.NDArray[np.float32]:
+    """(tiles * STATE,) float32 of a picture on which nothing is drawn yet."""
+    state = np.empty(projection.tiles_x * projection.tiles_y * STATE, np.float32)
+    init_tiles(state, projection.camera.width, projection.camera.height, projection.tiles_x)
+    return state
+
+
+def tile_ranges(projection: Projection) -> list[tuple[int, int]]:
+    """Ranges of tiles that threads take one after the other."""
+    num_tiles = projection.tiles_x * projection.tiles_y
+    return [(k, min(k + _TILES_PER_TASK, num_tiles)) for k in range(0, num_tiles, _TILES_PER_TASK)]
+
+
+def composite(
+    projection: Projection, num_threads: int, *, max_entries: int = _MAX_ENTRIES
+) -> tuple[npt.NDArray[np.float32], TileLists | None]:
+    """Blend everything; returns the tile state, and the tile lists if one layer was enough."""
+    state = blank_state(projection)
+    finished = np.zeros(projection.tiles_x * projection.tiles_y, np.uint8)
+    lists = None
+    for start, stop in projection.chunks(max_entries):
+        lists = projection.tile_lists(start, stop, finished, num_threads)
+        shared = (projection.tiles_x, projection.records, lists.starts, lists.entries, state, finished)
+        run_threaded(composite_tiles, [(*tiles, *shared) for tiles in tile_ranges(projection)], num_threads)
+        if stop - start < len(projection.ids):
+            lists = None
+    return state, lists
+
+
+def render(
+    gaussians: Gaussians,
+    camera: Camera,
+    *,
+    background: Sequence[float] = (0.0, 0.0, 0.0),
+    antialiased: bool | None = None,
+    num_threads: int | None = None,
+) -> Rendering:
+    """Draw a scene as 3D Gaussian Splatting does (Kerbl et al., 2023); `render.reference` is the definition.
+
+    Colours are spherical harmonics up to degree 3, at least 0; covariances are projected by EWA splatting with a
+    low-pass of 0.3 px^2; alpha = min(0.99, opacity * exp(-m / 2)), left out below 1/255; Gaussians are blended front to
+    back by the depth of their centres until the transmittance would fall below 1e-4.
+
+    Args:
+        gaussians: any scene; rows that cannot be drawn (NaN, infinite) are left out.
+        camera: from where.
+        background: (3,) colour behind the scene, 0..1.
+        antialiased: whether opacities make up for the low-pass blur; None takes the scene's `metadata["antialiased"]`.
+        num_threads: threads to use (all cores if None); the picture does not depend on it.
+
+    Returns:
+        A Rendering of rgb (H, W, 3) and alpha (H, W), float32.
+
+    Raises:
+        ParameterError: the picture is more than 65,536 pixels wide or high.
+    """
+    threads = default_num_threads() if num_threads is None else num_threads
+    projection = project(gaussians, camera, antialiased=antialiased, num_threads=threads)
+    state, _ = composite(projection, threads)
+    rgb = np.empty((camera.height, camera.width, 3), np.float32)
+    alpha = np.empty((camera.height, camera.width), np.float32)
+    red, green, blue = (float(value) for value in background)
+    untile(state, projection.tiles_x, np.array([red, green, blue], np.float32), rgb, alpha)
+    return Rendering(rgb, alpha, (red, green, blue))
