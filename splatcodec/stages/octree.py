@@ -1,0 +1,297 @@
+"""Positions of one tile as an octree of leaves, each with a depth and a count (bitstreams/SPEC.md, section 3.3).
+
+A cell is split until it holds one Gaussian, or is no larger than the precision its Gaussians need. What is left of a
+position inside its leaf is coded as plain bits elsewhere (`stages/position.py`), because its number depends on the
+Gaussian's own size. Order costs nothing: Gaussians come back in depth-first order of their leaves.
+
+Occupancy is coded breadth first with adaptive bits; the context is what is known of the six face neighbours (after
+octree point-cloud coding, e.g. MPEG G-PCC).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from ..entropy.adaptive import GAMMA_MODELS, decode_bit, decode_gamma, encode_bit, encode_gamma
+
+__all__ = ["MAX_DEPTH", "OCTREE_MODELS", "decode_octree", "encode_octree"]
+
+MAX_DEPTH = 21
+_STOP_BASE = 0  # 32 models
+_OCC_BASE = 32  # 256 models
+_COUNT_BASE = 288
+OCTREE_MODELS = _COUNT_BASE + GAMMA_MODELS
+_ABSENT = -1
+_DIRECTIONS = 6  # 2 * axis + (1 for the positive side)
+
+
+@njit(cache=True, inline="always")
+def _popcount(v):  # type: ignore[no-untyped-def]
+    v = v - ((v >> 1) & 0x55)
+    v = (v & 0x33) + ((v >> 2) & 0x33)
+    return (v + (v >> 4)) & 0x0F
+
+
+@njit(cache=True)
+def _stop_context(neighbors, node, siblings):  # type: ignore[no-untyped-def]
+    """Context of "this cell is a leaf": how many face neighbours and siblings it has."""
+    around = 0
+    for k in range(_DIRECTIONS):
+        if neighbors[node, k] != _ABSENT:
+            around += 1
+    return _STOP_BASE + (min(around, 3) << 3) + min(siblings, 8) - 1
+
+
+@njit(cache=True)
+def _child_context(neighbors, occupancy, node, child, coded):  # type: ignore[no-untyped-def]
+    """Context of "child `child` of `node` is occupied", given the occupancy `coded` of the children before it.
+
+    On each axis one adjacent cell is already known (a sibling, or the child of the lower neighbour) and the other side
+    is known one level up if it lies outside the node.
+    """
+    beside = 0
+    above = 0
+    ones = 0
+    for axis in range(3):
+        bit = 1 << axis
+        if child & bit:
+            ones += 1
+            if coded & (1 << (child ^ bit)):
+                beside += 1
+            if neighbors[node, 2 * axis + 1] != _ABSENT:
+                above += 1
+        else:
+            lower = neighbors[node, 2 * axis]
+            if lower != _ABSENT:
+                above += 1
+                if occupancy[lower] & (1 << (child ^ bit)):
+                    beside += 1
+    so_far = min(_popcount(coded), 3)
+    return _OCC_BASE + (((beside << 2 | above) << 2 | so_far) << 2 | ones)
+
+
+@njit(cache=True)
+def _link_children(neighbors, occupancy, first_child, num_nodes, child_neighbors):  # type: ignore[no-untyped-def]
+    """Face neighbours of all children of a level, from those of their parents."""
+    at = 0
+    for node in range(num_nodes):
+        occ = occupancy[node]
+        for child in range(8):
+            if not occ & (1 << child):
+                continue
+            for axis in range(3):
+                bit = 1 << axis
+                for side in range(2):
+                    other = child ^ bit
+                    inside = (child & bit) != (bit if side else 0)
+                    owner = node if inside else neighbors[node, 2 * axis + side]
+                    found = _ABSENT
+                    if owner != _ABSENT and occupancy[owner] & (1 << other):
+                        found = first_child[owner] + _popcount(occupancy[owner] & ((1 << other) - 1))
+                    child_neighbors[at, 2 * axis + side] = found
+            at += 1
+    return at
+
+
+@njit(cache=True, nogil=True)
+def encode_octree(codes, stop_depths, models, intervals, count, leaf_depths, leaf_counts):  # type: ignore[no-untyped-def]
+    """Code the octree of Gaussians sorted by Morton code.
+
+    Args:
+        codes: (n,) uint64 ascending Morton codes of MAX_DEPTH bits an axis, x in the lowest bit.
+        stop_depths: (n,) int32 depth at which a cell is small enough for the Gaussian, 0..MAX_DEPTH.
+        models: (OCTREE_MODELS, 2) int32.
+        intervals: uint32 out; needs room for 9 * 22 * n + 64 * n entries at most, see `encode_octree_bound`.
+        count: entries already in `intervals`.
+        leaf_depths, leaf_counts: (n,) int32 out, in Morton order.
+
+    Returns:
+        (count, number of leaves).
+    """
+    n = len(codes)
+    begin = np.zeros(n + 1, np.int32)
+    end = np.zeros(n + 1, np.int32)
+    siblings = np.ones(n + 1, np.int32)
+    neighbors = np.full((n + 1, _DIRECTIONS), _ABSENT, np.int32)
+    occupancy = np.zeros(n + 1, np.int32)
+    first_child = np.zeros(n + 1, np.int32)
+    next_begin = np.zeros(n + 1, np.int32)
+    next_end = np.zeros(n + 1, np.int32)
+    next_siblings = np.zeros(n + 1, np.int32)
+    next_neighbors = np.full((n + 1, _DIRECTIONS), _ABSENT, np.int32)
+    leaf_at = np.zeros(n, np.int32)  # depth + 1 of the leaf that starts at this Gaussian, 0 if none
+    num_nodes = 1 if n else 0
+    end[0] = n
+    depth = 0
+    while num_nodes:
+        shift = np.uint64(3 * (MAX_DEPTH - 1 - depth)) if depth < MAX_DEPTH else np.uint64(0)
+        children = 0
+        for node in range(num_nodes):
+            a, b = begin[node], end[node]
+            deepest = 0
+            for i in range(a, b):
+                deepest = max(deepest, stop_depths[i])
+            leaf = b - a == 1 or depth >= deepest or depth == MAX_DEPTH
+            if depth < MAX_DEPTH:
+                count = encode_bit(
+                    models, _stop_context(neighbors, node, siblings[node]), 1 if leaf else 0, intervals, count
+                )
+            occupancy[node] = 0
+            if leaf:
+                count = encode_gamma(models, _COUNT_BASE, b - a - 1, intervals, count)
+                leaf_at[a] = depth + 1
+                continue
+            occ = 0
+            for i in range(a, b):
+                occ |= 1 << np.int64((codes[i] >> shift) & np.uint64(7))
+            coded = 0
+            for child in range(8):
+                bit = (occ >> child) & 1
+                if child == 7 and coded == 0:
+                    break
+                context = _child_context(neighbors, occupancy, node, child, coded)
+                count = encode_bit(models, context, bit, intervals, count)
+                coded |= bit << child
+            occupancy[node] = occ
+            first_child[node] = children
+            i = a
+            family = _popcount(occ)
+            for child in range(8):
+                if (occ >> child) & 1:
+                    next_begin[children] = i
+                    while i < b and np.int64((codes[i] >> shift) & np.uint64(7)) == child:
+                        i += 1
+                    next_end[children] = i
+                    next_siblings[children] = family
+                    children += 1
+        _link_children(neighbors, occupancy, first_child, num_nodes, next_neighbors)
+        begin, next_begin = next_begin, begin
+        end, next_end = next_end, end
+        siblings, next_siblings = next_siblings, siblings
+        neighbors, next_neighbors = next_neighbors, neighbors
+        num_nodes = children
+        depth += 1
+    leaves = 0
+    i = 0
+    while i < n:
+        j = i + 1
+        while j < n and leaf_at[j] == 0:
+            j += 1
+        leaf_depths[leaves] = leaf_at[i] - 1
+        leaf_counts[leaves] = j - i
+        leaves += 1
+        i = j
+    return count, leaves
+
+
+@njit(cache=True, nogil=True)
+def decode_octree(n, models, states, words, cursor, leaf_xyz, leaf_depths, leaf_counts):  # type: ignore[no-untyped-def]
+    """Decode an octree of n Gaussians.
+
+    Args:
+        n: number of Gaussians, 1..65536.
+        models: (OCTREE_MODELS, 2) int32.
+        states, words, cursor: the rANS stream (`ReadState`).
+        leaf_xyz: (n, 3) int32 out, cell coordinates at the leaf's own depth, in depth-first order.
+        leaf_depths, leaf_counts: (n,) int32 out.
+
+    Returns:
+        number of leaves, or -1 if the stream is damaged (counts do not add up to n).
+    """
+    # The tree of all levels: `tree_occ` 0 marks a leaf, whose count is then in `tree_first`.
+    capacity = 4 * n + 64
+    tree_occ = np.zeros(capacity, np.int32)
+    tree_first = np.zeros(capacity, np.int32)
+    level_start = np.zeros(MAX_DEPTH + 2, np.int64)
+    siblings = np.ones(n + 1, np.int32)
+    next_siblings = np.ones(n + 1, np.int32)
+    neighbors = np.full((n + 1, _DIRECTIONS), _ABSENT, np.int32)
+    next_neighbors = np.full((n + 1, _DIRECTIONS), _ABSENT, np.int32)
+    occupancy = np.zeros(n + 1, np.int32)
+    first_child = np.zeros(n + 1, np.int32)
+    num_nodes = 1
+    total = 0
+    depth = 0
+    held = 0
+    while num_nodes:
+        if total + num_nodes > capacity:
+            capacity = 2 * capacity + num_nodes
+            grown_occ = np.zeros(capacity, np.int32)
+            grown_occ[:total] = tree_occ[:total]
+            grown_first = np.zeros(capacity, np.int32)
+            grown_first[:total] = tree_first[:total]
+            tree_occ = grown_occ
+            tree_first = grown_first
+        level_start[depth] = total
+        children = 0
+        for node in range(num_nodes):
+            occupancy[node] = 0
+            leaf = 1
+            if depth < MAX_DEPTH:
+                leaf = decode_bit(models, _stop_context(neighbors, node, siblings[node]), states, words, cursor)
+            if leaf:
+                inside = decode_gamma(models, _COUNT_BASE, states, words, cursor) + 1
+                if inside < 1 or inside > n - held:
+                    return -1
+                held += inside
+                tree_first[total + node] = inside
+                continue
+            occ = 0
+            for child in range(8):
+                if child == 7 and occ == 0:
+                    occ = 128
+                    break
+                context = _child_context(neighbors, occupancy, node, child, occ)
+                occ |= decode_bit(models, context, states, words, cursor) << child
+            occupancy[node] = occ
+            first_child[node] = children
+            family = _popcount(occ)
+            # Every cell still open holds at least one Gaussian that no leaf has claimed.
+            if held + children + family > n or cursor[2]:
+                return -1
+            for _ in range(family):
+                next_siblings[children] = family
+                children += 1
+            tree_occ[total + node] = occ
+            tree_first[total + node] = first_child[node]
+        _link_children(neighbors, occupancy, first_child, num_nodes, next_neighbors)
+        siblings, next_siblings = next_siblings, siblings
+        neighbors, next_neighbors = next_neighbors, neighbors
+        total += num_nodes
+        num_nodes = children
+        depth += 1
+    if held != n or cursor[2]:
+        return -1
+    # Depth-first walk.
+    stack_node = np.zeros(8 * (MAX_DEPTH + 2), np.int64)
+    stack_depth = np.zeros(8 * (MAX_DEPTH + 2), np.int64)
+    stack_xyz = np.zeros((8 * (MAX_DEPTH + 2), 3), np.int64)
+    top = 1
+    leaves = 0
+    while top:
+        top -= 1
+        node = stack_node[top]
+        d = stack_depth[top]
+        x, y, z = stack_xyz[top, 0], stack_xyz[top, 1], stack_xyz[top, 2]
+        at = level_start[d] + node
+        occ = tree_occ[at]
+        if occ == 0:
+            leaf_xyz[leaves, 0] = x
+            leaf_xyz[leaves, 1] = y
+            leaf_xyz[leaves, 2] = z
+            leaf_depths[leaves] = d
+            leaf_counts[leaves] = tree_first[at]
+            leaves += 1
+            continue
+        index = tree_first[at] + _popcount(occ) - 1
+        for child in range(7, -1, -1):
+            if occ & (1 << child):
+                stack_node[top] = index
+                stack_depth[top] = d + 1
+                stack_xyz[top, 0] = (x << 1) | (child & 1)
+                stack_xyz[top, 1] = (y << 1) | ((child >> 1) & 1)
+                stack_xyz[top, 2] = (z << 1) | (child >> 2)
+                top += 1
+                index -= 1
+    return leaves

@@ -1,0 +1,139 @@
+"""Decoding a still scene: the whole flow on one page.
+
+    container -> PARM -> SceneParameters
+              -> TILE -> rANS -> octree, classes, sizes, shapes, opacity, colour, SH -> Gaussians
+              -> COLD, COLS -> side arrays
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ..bitstream.container import ChunkEntry, Container
+from ..errors import FormatError, SplatCodecError
+from ..gaussians import Gaussians, num_sh_coefficients
+from ..limits import DEFAULT_LIMITS, Limits
+from ..stages.parameters import SceneParameters
+from ..stages.tile import MAX_TILE, decode_tile
+
+__all__ = ["decode_lossy", "read_metadata"]
+
+Progress = Callable[[int, int], None]
+
+
+def worker_count(threads: int | None) -> int:
+    """Number of threads to use: given, or one a core."""
+    return max(1, threads if threads else os.cpu_count() or 1)
+
+
+def read_metadata(container: Container, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
+    """The META object, or an empty one.
+
+    Raises:
+        FormatError: not a JSON object.
+    """
+    entries = container.of_type("META")
+    if not entries:
+        return {}
+    text = container.read(entries[0], limits.max_json_bytes)
+    try:
+        metadata = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(
+            f"metadata is not JSON: {error}", file=container.name, chunk="META", offset=entries[0].offset
+        ) from None
+    if not isinstance(metadata, dict):
+        raise FormatError("metadata is not an object", file=container.name, chunk="META", offset=entries[0].offset)
+    return metadata
+
+
+def check_counts(container: Container, entries: Sequence[ChunkEntry], limits: Limits) -> int:
+    """Number of Gaussians of TILE or COLS chunks, checked against the header and the limits before allocating."""
+    total = 0
+    for entry in entries:
+        if not 1 <= entry.count <= MAX_TILE or entry.count > 8 * entry.length:
+            raise FormatError(
+                f"{entry.count} Gaussians in {entry.length} bytes",
+                file=container.name,
+                chunk=entry.label,
+                offset=entry.offset,
+            )
+        total += entry.count
+    if total != container.num_gaussians:
+        raise FormatError(
+            f"chunks hold {total} Gaussians, the header says {container.num_gaussians}", file=container.name, offset=24
+        )
+    limits.check_gaussians(total, file=container.name)
+    return total
+
+
+def read_parameters(container: Container) -> SceneParameters:
+    """The PARM chunk."""
+    entry = container.one("PARM")
+    try:
+        return SceneParameters.from_bytes(container.read(entry))
+    except SplatCodecError as error:
+        raise _locate(error, container, entry) from None
+
+
+def decode_lossy(
+    container: Container,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Gaussians:
+    """All Gaussians of a lossy scene, without side arrays and metadata.
+
+    Args:
+        threads: tiles decoded at once; the result does not depend on it.
+        progress: called with (tiles done, tiles in all).
+
+    Raises:
+        SplatCodecError: the file is damaged or breaks the limits; names file, chunk and byte.
+    """
+    parameters = read_parameters(container)
+    entries = container.of_type("TILE")
+    total = check_counts(container, entries, limits)
+    rest = num_sh_coefficients(parameters.sh_degree) - 1
+    limits.check_bytes(total * 4 * (14 + 3 * rest), "the scene", file=container.name)
+    means, quats, scales = (np.empty((total, width), np.float32) for width in (3, 4, 3))
+    opacities, sh0 = np.empty(total, np.float32), np.empty((total, 1, 3), np.float32)
+    shN = np.empty((total, rest, 3), np.float32)
+    starts = np.cumsum([0, *(entry.count for entry in entries)])
+
+    def work(k: int) -> None:
+        entry = entries[k]
+        try:
+            part = decode_tile(parameters, payloads[k], entry.count).gaussians()
+        except SplatCodecError as error:
+            raise _locate(error, container, entry) from None
+        rows = slice(int(starts[k]), int(starts[k + 1]))
+        means[rows], quats[rows], scales[rows] = part.means, part.quats, part.scales
+        opacities[rows], sh0[rows], shN[rows] = part.opacities, part.sh0, part.shN
+
+    payloads: dict[int, bytes] = {}
+    workers = worker_count(threads)
+    with ThreadPoolExecutor(workers) as pool:
+        done = 0
+        for first in range(0, len(entries), 2 * workers):
+            batch = range(first, min(first + 2 * workers, len(entries)))
+            payloads = {k: container.read(entries[k]) for k in batch}
+            for _ in pool.map(work, batch):
+                done += 1
+                if progress:
+                    progress(done, len(entries))
+    return Gaussians(means, quats, scales, opacities, sh0, shN)
+
+
+def _locate(error: SplatCodecError, container: Container, entry: ChunkEntry) -> SplatCodecError:
+    """Offsets inside a chunk become offsets in the file."""
+    if error.chunk is None:
+        error.offset = entry.offset + (error.offset or 0)
+    return error.locate(file=container.name, chunk=entry.label)
