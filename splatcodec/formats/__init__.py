@@ -1,0 +1,181 @@
+"""Other people's splat files to and from `Gaussians`: one module a format, found without a list.
+
+>>> sorted(formats())
+['compressed-ply', 'ply', 'sog', 'splat', 'spz']
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from ..errors import (
+    FormatError,
+    LimitExceededError,
+    ParameterError,
+    SplatCodecError,
+    TruncatedError,
+    UnknownIdError,
+    UnsupportedError,
+)
+from ..files import PathLike, atomic_write, open_for_reading, os_error
+from ..gaussians import Gaussians
+from ..limits import DEFAULT_LIMITS, Limits
+from .base import HEAD_BYTES, Format
+
+__all__ = ["Format", "detect", "formats", "read", "write"]
+
+
+@functools.cache
+def formats() -> Mapping[str, Format]:
+    """Every format by name: the `FORMAT` of each module here whose name has no leading underscore."""
+    found: dict[str, Format] = {}
+    for module in pkgutil.iter_modules(__path__):
+        if module.name.startswith("_") or module.name == "base":
+            continue
+        fmt = importlib.import_module(f"{__name__}.{module.name}").FORMAT
+        assert isinstance(fmt, Format), module.name
+        assert fmt.name not in found, fmt.name
+        found[fmt.name] = fmt
+    return MappingProxyType(found)
+
+
+def _named(name: str) -> Format:
+    known = formats()
+    if name not in known:
+        raise UnknownIdError.of("format", name, known)
+    return known[name]
+
+
+def _of_suffix(path: Path) -> tuple[Format, str] | None:
+    """The format with the longest suffix that `path` ends in, and that suffix."""
+    name = path.name.lower()
+    ends = [(fmt, suffix) for fmt in formats().values() for suffix in fmt.suffixes if name.endswith(suffix)]
+    return max(ends, key=lambda end: len(end[1]), default=None)
+
+
+def _as_path(path: PathLike) -> Path:
+    try:
+        return Path(path)
+    except TypeError:
+        raise ParameterError(f"{path!r} is not a path") from None
+
+
+def detect(path: PathLike) -> Format:
+    """The format of a file (or of a SOG folder): by its first bytes, else by its suffix.
+
+    Args:
+        path: an existing file, or a folder that holds a SOG `meta.json`.
+
+    Raises:
+        FormatError: the content is no known format, whatever the suffix says.
+        ParameterError: there is no such file, it may not be read, or it is a directory without a scene.
+    """
+    where = _as_path(path)
+    if os.path.isdir(where):
+        for fmt in formats().values():
+            if fmt.sniff(b"", where):
+                return fmt
+        raise ParameterError("is a directory without a scene", file=str(path), hint="a SOG folder holds meta.json")
+    with open_for_reading(where) as handle:
+        try:
+            head = handle.read(HEAD_BYTES)
+        except OSError as error:
+            raise os_error(error, where, "read") from None
+    for fmt in formats().values():
+        if fmt.sniff(head, where):
+            return fmt
+    named = _of_suffix(where)
+    if not head:
+        raise TruncatedError("the file is empty", file=str(path), offset=0)
+    if named is None:
+        known = ", ".join(suffix for fmt in formats().values() for suffix in fmt.suffixes)
+        raise FormatError(
+            f"neither the first bytes ({_printed(head)}) nor the suffix are those of a known format",
+            file=str(path),
+            offset=0,
+            hint=f"known suffixes: {known}",
+        )
+    fmt, suffix = named
+    if fmt.has_magic:
+        raise FormatError(
+            f"the suffix {suffix} says {fmt.title}, but the first bytes ({_printed(head)}) are not those of that "
+            "or any other known format",
+            file=str(path),
+            offset=0,
+        )
+    return fmt
+
+
+def _printed(head: bytes) -> str:
+    return head[:8].hex(" ")
+
+
+def read(path: PathLike, *, format: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
+    """Read a scene.
+
+    Args:
+        path: a file, or the folder or `meta.json` of an unbundled SOG.
+        format: name of its format; None finds out (see `detect`).
+        limits: what may be allocated.
+
+    Returns:
+        The Gaussians, raw, in the file's own frame and order. Values that the file cannot hold exactly are as its
+        format rounds them; nothing is cleaned (see `Gaussians.cleaned`).
+
+    Raises:
+        FormatError: the file is damaged or not of this format; TruncatedError if it ends early.
+        UnsupportedError: a version or feature that this build cannot read.
+        LimitExceededError: the scene is larger than `limits` allows.
+        ParameterError: the path is wrong; UnknownIdError: the format name is.
+    """
+    where = _as_path(path)
+    fmt = detect(where) if format is None else _named(format)
+    try:
+        return fmt.read(where, limits)
+    except SplatCodecError as error:
+        error.locate(file=str(path))
+        raise
+    except OSError as error:
+        raise os_error(error, path, "read") from None
+    except MemoryError:
+        raise LimitExceededError("there is not enough memory for this scene", file=str(path)) from None
+
+
+def write(gaussians: Gaussians, path: PathLike, *, format: str | None = None, overwrite: bool = False) -> None:
+    """Write a scene, whole or not at all (see `splatcodec.files.atomic_write`).
+
+    Args:
+        gaussians: the scene.
+        path: where to.
+        format: name of the format; None goes by the suffix of `path`.
+        overwrite: replace an existing file.
+
+    Raises:
+        UnknownIdError: no format of that name or suffix.
+        UnsupportedError: the format can only be read.
+        ParameterError: the file exists, cannot be made, or the scene does not fit the format.
+        SplatCodecError: the disk is full, or the system failed in another way.
+    """
+    where = _as_path(path)
+    if format is not None:
+        fmt = _named(format)
+    else:
+        named = _of_suffix(where)
+        if named is None:
+            known = [suffix for fmt in formats().values() if fmt.write is not None for suffix in fmt.suffixes]
+            raise UnknownIdError.of("suffix", "".join(where.suffixes) or where.name, known, file=str(path))
+        fmt = named[0]
+    if fmt.write is None:
+        raise UnsupportedError(f"{fmt.title} can be read but not written", file=os.fspath(where))
+    try:
+        with atomic_write(where, overwrite) as handle:
+            fmt.write(gaussians, handle)
+    except SplatCodecError as error:
+        error.locate(file=str(path))
+        raise

@@ -1,0 +1,197 @@
+"""PlayCanvas compressed PLY: 16 bytes a Gaussian plus SH bytes, in chunks of 256 that state their ranges.
+
+Elements `chunk` (18 floats, 12 in old files), `vertex` (four packed uints) and optionally `sh` (bytes). Facts:
+playcanvas/splat-transform `compressed-chunk.ts` and `decompress-ply.ts`, playcanvas/engine
+`gsplat-compressed-data.js`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import FormatError, TruncatedError, UnsupportedError
+from ..files import open_for_reading
+from ..gaussians import SH_C0, Gaussians
+from ..limits import DEFAULT_LIMITS, Limits
+from ._packing import MAX_SH_REST, logits_of_alpha_bytes, quats_of_smallest_three, warn_degree_4
+from ._records import file_size, read_blocks
+from .base import Format
+from .ply import PlyElement, PlyHeader, comments_metadata, is_compressed, read_header, sh_rest_count, sniff_header
+
+__all__ = ["CHUNK_GAUSSIANS", "FORMAT", "read"]
+
+CHUNK_GAUSSIANS = 256
+_AXES = "xyz"
+# Each (minimum names, maximum names) of a chunk: positions, log scales, colours.
+_RANGES = [
+    ([f"min_{a}" for a in _AXES], [f"max_{a}" for a in _AXES]),
+    ([f"min_scale_{a}" for a in _AXES], [f"max_scale_{a}" for a in _AXES]),
+    ([f"min_{c}" for c in "rgb"], [f"max_{c}" for c in "rgb"]),
+]
+_PACKED = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
+# (shift, bits) of x, y, z in a packed position or scale, and of r, g, b in a packed colour.
+_XYZ_FIELDS = ((21, 11), (11, 10), (0, 11))
+_RGB_FIELDS = ((24, 8), (16, 8), (8, 8))
+# The encoder clamps log scales to this before it takes their range.
+_SCALE_CLAMP = 20.0
+
+
+def _unorm(words: npt.NDArray[np.uint32], fields: tuple[tuple[int, int], ...]) -> npt.NDArray[np.float32]:
+    """(N, 3) values 0..1 of three bit fields."""
+    out = np.empty((len(words), len(fields)), np.float32)
+    for i, (shift, bits) in enumerate(fields):
+        full = (1 << bits) - 1
+        np.multiply((words >> np.uint32(shift)) & np.uint32(full), np.float32(1 / full), out=out[:, i])
+    return out
+
+
+def _sh_table() -> npt.NDArray[np.float32]:
+    """Value of each SH byte: bucket centres over -4..4, except that 0 and 255 are the ends."""
+    unit = (np.arange(256) + 0.5) / 256
+    unit[0], unit[255] = 0, 1
+    return ((unit - 0.5) * 8).astype(np.float32)
+
+
+def _check_elements(header: PlyHeader, limits: Limits, size_bytes: int) -> tuple[PlyElement, PlyElement, int]:
+    """The chunk and vertex elements and the number of SH columns, when all counts agree with the file's size."""
+    if header.format == "ascii":
+        raise UnsupportedError("ascii compressed PLY is not supported", chunk="header")
+    if not is_compressed(header):
+        raise FormatError("not a compressed PLY: element 'chunk' or property 'packed_position' is missing", offset=0)
+    names = [element.name for element in header.elements]
+    if names not in (["chunk", "vertex"], ["chunk", "vertex", "sh"]):
+        raise UnsupportedError(f"elements {', '.join(names)}, expected chunk, vertex and perhaps sh", chunk="header")
+    chunk, vertex = header.elements[:2]
+    colour_names = [name for ends in _RANGES[2] for name in ends]
+    needed = [name for group in _RANGES[:2] for ends in group for name in ends]
+    if not set(colour_names).isdisjoint(chunk.names):
+        needed += colour_names
+    for element, wanted, kind in ((chunk, needed, "f"), (vertex, list(_PACKED), "u")):
+        for name in wanted:
+            prop = next((prop for prop in element.properties if prop.name == name), None)
+            if prop is None:
+                raise FormatError(f"property {name} is missing", chunk=element.name)
+            if prop.dtype != np.dtype(f"{kind}4") or prop.count_dtype is not None:
+                raise FormatError(f"property {name} has the wrong type", chunk=element.name)
+    if any(element.has_lists for element in header.elements):
+        raise UnsupportedError("list properties are not supported in a compressed PLY", chunk="header")
+    limits.check_gaussians(vertex.count, chunk="vertex")
+    if chunk.count != -(-vertex.count // CHUNK_GAUSSIANS):
+        raise FormatError(f"{chunk.count} chunks of 256 for {vertex.count} vertices", chunk="chunk")
+    num_sh = 0
+    if len(header.elements) == 3:
+        sh = header.elements[2]
+        num_sh = sh_rest_count(sh.names)
+        if sh.count != vertex.count or num_sh != len(sh.names):
+            raise FormatError(f"{sh.count} rows of {len(sh.names)} SH bytes do not fit the vertices", chunk="sh")
+        if any(prop.dtype != np.dtype("u1") for prop in sh.properties):
+            raise FormatError("SH values are not uchar", chunk="sh")
+    need_bytes = header.data_offset + sum(element.count * element.row_bytes for element in header.elements)
+    if size_bytes < need_bytes:
+        raise TruncatedError(f"the header promises {need_bytes} bytes, the file has {size_bytes}", offset=size_bytes)
+    if size_bytes > need_bytes:
+        raise FormatError(f"{size_bytes - need_bytes} bytes after the last declared row", offset=need_bytes)
+    limits.check_bytes(vertex.count * (4 * (14 + min(num_sh, 3 * MAX_SH_REST)) + vertex.row_bytes), "the scene")
+    return chunk, vertex, num_sh
+
+
+def _chunk_ranges(table: npt.NDArray[Any]) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """(minimum, extent), each (C, 3), of positions, log scales and colours."""
+    ranges = []
+    for group, (low_names, high_names) in enumerate(_RANGES):
+        if low_names[0] in (table.dtype.names or ()):
+            low, high = (np.stack([table[n] for n in ns], 1).astype(np.float32) for ns in (low_names, high_names))
+        else:  # old files have no colour range
+            low, high = (np.full((len(table), 3), value, np.float32) for value in (0, 1))
+        if group == 1:
+            low, high = (np.clip(ends, -_SCALE_CLAMP, _SCALE_CLAMP) for ends in (low, high))
+        with np.errstate(over="ignore", invalid="ignore"):
+            ranges.append((low, high - low))
+    return ranges
+
+
+def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
+    """Read a PlayCanvas compressed PLY.
+
+    Each value is off by up to half a step of its chunk's range: 1/2047 (x, z) or 1/1023 (y) of the box for positions
+    and log scales, 1/255 for colours and alpha, 1/1023 of sqrt(2) for quaternion components, 1/32 for SH.
+
+    Raises:
+        FormatError: damaged, or its counts do not agree; TruncatedError if it ends early.
+        UnsupportedError: ascii, or elements of other names.
+        LimitExceededError: more than `limits` allows.
+    """
+    with open_for_reading(path) as handle:
+        header = read_header(handle, limits)
+        chunk, vertex, num_sh = _check_elements(header, limits, file_size(handle))
+        count = vertex.count
+        order = header.byte_order
+        chunk_rows = [np.array(block) for _, block in read_blocks(handle, chunk.row_dtype(order), chunk.count)]
+        table = np.concatenate(chunk_rows) if chunk_rows else np.empty(0, chunk.row_dtype(order))
+        ranges = _chunk_ranges(table)
+
+        means, scales = (np.empty((count, 3), np.float32) for _ in range(2))
+        quats = np.empty((count, 4), np.float32)
+        sh0 = np.empty((count, 1, 3), np.float32)
+        opacities = np.empty(count, np.float32)
+        extras = {prop.name: np.empty(count, prop.dtype) for prop in vertex.properties if prop.name not in _PACKED}
+        for rows, block in read_blocks(handle, vertex.row_dtype(order), count, chunk="vertex"):
+            position, rotation, scale, colour = (block[name].astype(np.uint32) for name in _PACKED)
+            of_chunk = np.arange(rows.start, rows.stop) // CHUNK_GAUSSIANS
+            with np.errstate(over="ignore", invalid="ignore"):
+                for out, words, fields, (low, extent) in (
+                    (means[rows], position, _XYZ_FIELDS, ranges[0]),
+                    (scales[rows], scale, _XYZ_FIELDS, ranges[1]),
+                    (sh0[rows, 0], colour, _RGB_FIELDS, ranges[2]),
+                ):
+                    np.multiply(_unorm(words, fields), extent[of_chunk], out=out)
+                    out += low[of_chunk]
+                sh0[rows] = (sh0[rows] - np.float32(0.5)) / np.float32(SH_C0)
+            kept = _unorm(rotation, ((20, 10), (10, 10), (0, 10)))
+            kept -= np.float32(0.5)
+            kept *= np.float32(np.sqrt(2))
+            quats_of_smallest_three(rotation >> np.uint32(30), kept, quats[rows])
+            for name, values in extras.items():
+                values[rows] = block[name]
+            opacities[rows] = logits_of_alpha_bytes((colour & np.uint32(255)).astype(np.uint8))
+
+        shN = None
+        if num_sh:
+            per_channel = num_sh // 3
+            num_rest = min(per_channel, MAX_SH_REST)
+            columns = [
+                header.elements[2].names.index(f"f_rest_{c * per_channel + k}")
+                for k in range(num_rest)
+                for c in range(3)
+            ]
+            shN = np.empty((count, num_rest, 3), np.float32)
+            flat = shN.reshape(count, 3 * num_rest)
+            sh_table = _sh_table()
+            for rows, block in read_blocks(handle, np.dtype(("u1", (num_sh,))), count, chunk="sh"):
+                flat[rows] = sh_table[block[:, columns]]
+            if per_channel > MAX_SH_REST:
+                warn_degree_4(count)
+    return Gaussians(
+        means=means,
+        quats=quats,
+        scales=scales,
+        opacities=opacities,
+        sh0=sh0,
+        shN=shN,  # type: ignore[arg-type]
+        extras=extras,
+        metadata=comments_metadata(header),
+    )
+
+
+FORMAT = Format(
+    name="compressed-ply",
+    title="PlayCanvas compressed PLY",
+    suffixes=(".compressed.ply",),
+    read=read,
+    write=None,
+    sniff=lambda head, path: sniff_header(head) == "compressed",
+)

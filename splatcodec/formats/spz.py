@@ -1,0 +1,418 @@
+"""SPZ, versions 1 to 4: packed fixed-point arrays behind gzip (1 to 3) or zstd (4).
+
+The header gives the count and SH degree; whole arrays follow: positions, alphas, colours, scales, rotations, SH.
+Quaternions are x, y, z, w in the file and turned to w, x, y, z here. The format defines its frame as RUB, but most
+writers store the frame of their input unchanged, so values are never flipped and the frame is known only from an
+extension record. Facts: nianticlabs/spz `load-spz.cc`, `splat-types.h` and its extensions page.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import (
+    ChecksumError,
+    FormatError,
+    LimitExceededError,
+    SplatCodecError,
+    SplatCodecWarning,
+    TruncatedError,
+    UnsupportedError,
+)
+from ..files import open_for_reading
+from ..gaussians import Gaussians, num_sh_coefficients
+from ..limits import DEFAULT_LIMITS, Limits
+from ._packing import MAX_SH_REST, logits_of_alpha_bytes, lookup, quats_of_smallest_three, warn_degree_4
+from ._records import BLOCK_BYTES, file_size
+from .base import Format
+
+__all__ = ["FORMAT", "read"]
+
+_MAGIC = b"NGSP"
+_GZIP_MAGIC = b"\x1f\x8b"
+_HEADER = struct.Struct("<4sIIBBBB")
+# Version 4 goes on where the earlier header has its reserved byte, which becomes the number of streams.
+_HEADER_4 = struct.Struct("<4sIIBBBBI12x")
+_TOC_ENTRY = struct.Struct("<QQ")
+_FLAG_ANTIALIASED = 0x1
+_FLAG_EXTENSIONS = 0x2
+_MAX_FRACTIONAL_BITS = 24
+_STREAM_NAMES = ("positions", "alphas", "colors", "scales", "rotations", "sh")
+# Deflate expands at most 1032 times, so a longer array cannot be in the file.
+_MAX_DEFLATE_RATIO = 1032
+# The reference reader refuses more Gaussians than this bound on its smallest array allows.
+_MAX_ZSTD_RATIO = 1024
+# Extension records known today are 28 bytes or less.
+_MAX_EXTENSION_BYTES = 1 << 20
+_EXTENSION_SH_BITS = 0xADBE0001
+_EXTENSION_SAFE_ORBIT = 0xADBE0002
+_EXTENSION_FRAME = 0xADBE0003
+# Code 0 is "unspecified". Letters name where x, y and z point: left/right, up/down, front/back.
+_FRAMES = (
+    None,
+    *("LDB", "RDB", "LUB", "RUB", "LDF", "RDF", "LUF", "RUF"),
+    *("LBD", "RBD", "LBU", "RBU", "LFD", "RFD", "LFU", "RFU"),
+)
+
+
+@dataclass(frozen=True)
+class _Header:
+    version: int
+    count: int
+    sh_degree: int
+    fractional_bits: int
+    flags: int
+    num_streams: int = 0
+    toc_offset: int = 0
+
+    def stream_bytes(self) -> dict[str, int]:
+        """Size of each array, in the file's order; empty arrays are left out."""
+        sizes = (
+            self.count * (6 if self.version == 1 else 9),
+            self.count,
+            self.count * 3,
+            self.count * 3,
+            self.count * (4 if self.version >= 3 else 3),
+            self.count * 3 * (num_sh_coefficients(self.sh_degree) - 1),
+        )
+        return {name: size_bytes for name, size_bytes in zip(_STREAM_NAMES, sizes) if size_bytes}
+
+
+def _parse_header(head: bytes, limits: Limits) -> _Header:
+    """The header at the beginning of `head`, checked against `limits`."""
+    if len(head) < _HEADER.size:
+        raise TruncatedError("the file ends inside the header", chunk="header", offset=len(head))
+    magic, version, count, degree, bits, flags, streams = _HEADER.unpack_from(head)
+    toc_offset = 0
+    if magic != _MAGIC:
+        raise FormatError(f"bad magic {magic.hex(' ')}", chunk="header", offset=0)
+    if not 1 <= version <= 4:
+        raise UnsupportedError(f"SPZ version {version}, only 1 to 4 are known", chunk="header", offset=4)
+    if version == 4:
+        if len(head) < _HEADER_4.size:
+            raise TruncatedError("the file ends inside the header", chunk="header", offset=len(head))
+        *_, streams, toc_offset = _HEADER_4.unpack_from(head)
+    limits.check_gaussians(count, chunk="header")
+    if degree > 4:
+        raise FormatError(f"SH degree {degree}, expected 0 to 4", chunk="header", offset=12)
+    if bits > _MAX_FRACTIONAL_BITS:
+        raise FormatError(f"{bits} fractional bits, expected 0 to {_MAX_FRACTIONAL_BITS}", chunk="header", offset=13)
+    header = _Header(version, count, degree, bits, flags, streams, toc_offset)
+    num_rest = min(num_sh_coefficients(degree) - 1, MAX_SH_REST)
+    limits.check_bytes(count * 4 * (14 + 3 * num_rest) + sum(header.stream_bytes().values()), "the scene")
+    return header
+
+
+# ------------------------------------------------------------------------------------------------------ containers
+
+
+class _Plain:
+    """The uncompressed bytes of a version 1 to 3 file as they are."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+
+    def read(self, limit_bytes: int) -> bytes:
+        return self._handle.read(limit_bytes)
+
+
+class _Gunzip:
+    """The uncompressed bytes of a gzip file, never more than asked for."""
+
+    def __init__(self, handle: BinaryIO) -> None:
+        self._handle = handle
+        self._inflater = zlib.decompressobj(wbits=31)
+        self._input = b""
+
+    def read(self, limit_bytes: int) -> bytes:
+        """1 to `limit_bytes` bytes; none at the end of the stream, whose checksum has been compared then."""
+        while not self._inflater.eof:
+            compressed = self._input or self._handle.read(BLOCK_BYTES)
+            try:
+                output = self._inflater.decompress(compressed, limit_bytes)
+            except zlib.error as error:
+                kind = ChecksumError if re.search("(data|length) check", str(error)) else FormatError
+                raise kind(f"gzip: {error}", offset=self._handle.tell() - len(compressed)) from None
+            self._input = self._inflater.unconsumed_tail
+            if output:
+                return output
+            if not compressed and not self._inflater.eof:
+                raise TruncatedError("the gzip stream is cut short", offset=file_size(self._handle))
+        if self._inflater.unused_data or self._input or self._handle.read(1):
+            offset = self._handle.tell() - max(1, len(self._inflater.unused_data))
+            raise FormatError("there are bytes after the gzip stream", offset=offset)
+        return b""
+
+
+def _read_arrays(handle: BinaryIO, limits: Limits) -> tuple[_Header, dict[str, npt.NDArray[np.uint8]], bytes]:
+    """Header, arrays by name, and extension records of a version 1 to 3 file, gzipped or plain."""
+    packed = handle.read(2) == _GZIP_MAGIC
+    handle.seek(0)
+    size_bytes = file_size(handle)
+    source = _Gunzip(handle) if packed else _Plain(handle)
+    head = b""
+    while len(head) < _HEADER.size and (more := source.read(_HEADER.size - len(head))):
+        head += more
+    header = _parse_header(head, limits)
+    if header.version == 4:
+        raise FormatError("version 4 inside gzip", chunk="header", offset=0)
+    sizes = header.stream_bytes()
+    total = sum(sizes.values())
+    if total > size_bytes * (_MAX_DEFLATE_RATIO if packed else 1):
+        raise TruncatedError(
+            f"{header.count} Gaussians need {total} bytes, which cannot be in a file of {size_bytes}",
+            chunk="header",
+            offset=8,
+        )
+    raw = np.empty(total, np.uint8)
+    filled = 0
+    while filled < total:
+        more = source.read(min(total - filled, BLOCK_BYTES))
+        if not more:
+            name = next(n for n, end in zip(sizes, np.cumsum(list(sizes.values()))) if filled < end)
+            raise TruncatedError(f"{filled} bytes of arrays, expected {total}", chunk=name, offset=size_bytes)
+        raw[filled : filled + len(more)] = np.frombuffer(more, np.uint8)
+        filled += len(more)
+    extensions = b""
+    while more := source.read(_MAX_EXTENSION_BYTES + 1 - len(extensions)):
+        if not header.flags & _FLAG_EXTENSIONS:
+            raise FormatError("there are bytes after the last array")
+        extensions += more
+        if len(extensions) > _MAX_EXTENSION_BYTES:
+            raise LimitExceededError(f"more than {_MAX_EXTENSION_BYTES} bytes of extensions", chunk="extensions")
+    arrays = {}
+    for name in _STREAM_NAMES:
+        arrays[name], raw = np.split(raw, [sizes.get(name, 0)])
+    return header, arrays, extensions
+
+
+def _read_streams(handle: BinaryIO, limits: Limits) -> tuple[_Header, Callable[[str], npt.NDArray[np.uint8]], bytes]:
+    """Header, a function that unpacks a stream by name, and extension records of a version 4 file."""
+    size_bytes = file_size(handle)
+    header = _parse_header(handle.read(_HEADER_4.size), limits)
+    sizes = header.stream_bytes()
+    if not header.count or header.count * 9 > size_bytes * _MAX_ZSTD_RATIO:
+        raise FormatError(f"{header.count} Gaussians in a file of {size_bytes} bytes", chunk="header", offset=8)
+    if header.num_streams != len(sizes):
+        raise FormatError(f"{header.num_streams} streams, expected {len(sizes)}", chunk="header", offset=15)
+    has_extensions = bool(header.flags & _FLAG_EXTENSIONS)
+    extension_bytes = header.toc_offset - _HEADER_4.size
+    if extension_bytes < 0 or (extension_bytes and not has_extensions):
+        raise FormatError(f"the table of contents is said to be at byte {header.toc_offset}", chunk="header", offset=16)
+    if header.toc_offset + header.num_streams * _TOC_ENTRY.size > size_bytes:
+        raise TruncatedError("the file ends before its table of contents does", chunk="toc", offset=size_bytes)
+    if extension_bytes > _MAX_EXTENSION_BYTES:
+        raise LimitExceededError(f"more than {_MAX_EXTENSION_BYTES} bytes of extensions", chunk="extensions")
+    extensions = handle.read(extension_bytes)
+    toc = handle.read(header.num_streams * _TOC_ENTRY.size)
+    places: dict[str, tuple[int, int, int]] = {}
+    start = header.toc_offset + len(toc)
+    for i, (name, expected) in enumerate(sizes.items()):
+        compressed, raw = _TOC_ENTRY.unpack_from(toc, i * _TOC_ENTRY.size)
+        if raw != expected:
+            raise FormatError(
+                f"{raw} bytes, expected {expected}", chunk=name, offset=header.toc_offset + i * _TOC_ENTRY.size + 8
+            )
+        places[name] = (start, compressed, raw)
+        start += compressed
+    if start > size_bytes:
+        raise TruncatedError(f"the streams end at byte {start}, the file before", offset=size_bytes)
+    if start < size_bytes:
+        raise FormatError("there are bytes after the last stream", offset=start)
+
+    def unpack(name: str) -> npt.NDArray[np.uint8]:
+        if name not in places:
+            return np.empty(0, np.uint8)
+        start, compressed, raw = places[name]
+        handle.seek(start)
+        try:
+            return _unzstd(handle.read(compressed), raw)
+        except SplatCodecError as error:
+            error.locate(chunk=name, offset=start)
+            raise
+
+    return header, unpack, extensions
+
+
+def _unzstd(frame: bytes, raw_bytes: int) -> npt.NDArray[np.uint8]:
+    """The content of one zstd frame, which must have exactly `raw_bytes` bytes; no more than those are allocated."""
+    import zstandard
+
+    try:
+        # The decompressor allocates what the frame states, so that is compared first; -1 is "not stated".
+        if zstandard.frame_content_size(frame) not in (-1, raw_bytes):
+            raise FormatError(f"the zstd frame does not hold {raw_bytes} bytes")
+        content = zstandard.ZstdDecompressor().decompress(frame, max_output_size=raw_bytes, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        kind = ChecksumError if "checksum" in str(error).lower() else FormatError
+        raise kind(f"zstd: {error}") from None
+    if len(content) != raw_bytes:
+        raise FormatError(f"the zstd frame holds {len(content)} bytes, expected {raw_bytes}")
+    return np.frombuffer(content, np.uint8)
+
+
+def _parse_extensions(records: bytes) -> dict[str, Any]:
+    """Metadata from extension records: `frame` and `camera`.
+
+    Raises:
+        TruncatedError: a record is longer than what is left.
+        FormatError: a known record has the wrong length or an unknown frame.
+    """
+    metadata: dict[str, Any] = {}
+    at = 0
+    while at < len(records):
+        if len(records) - at < 8:
+            raise TruncatedError("the last extension record is cut short", chunk="extensions")
+        kind, length = struct.unpack_from("<II", records, at)
+        payload = records[at + 8 : at + 8 + length]
+        if len(payload) < length:
+            raise TruncatedError(f"extension {kind:#010x} is cut short", chunk="extensions")
+        at += 8 + length
+        if kind == _EXTENSION_FRAME:
+            code = int.from_bytes(payload, "little")
+            if length != 4 or code >= len(_FRAMES):
+                raise FormatError(f"unknown coordinate system {payload[:8].hex(' ')}", chunk="extensions")
+            if _FRAMES[code] is not None:
+                metadata["frame"] = _FRAMES[code]
+        elif kind == _EXTENSION_SAFE_ORBIT:
+            if length != 12:
+                raise FormatError(f"a safe orbit of {length} bytes, expected 12", chunk="extensions")
+            orbit = np.frombuffer(payload, "<f4")
+            if np.isfinite(orbit).all():
+                names = ("safe_orbit_elevation_min", "safe_orbit_elevation_max", "safe_orbit_radius_min")
+                metadata["camera"] = dict(zip(names, orbit.tolist()))
+            else:
+                warnings.warn("a safe orbit that is not finite is dropped", SplatCodecWarning, stacklevel=4)
+        elif kind != _EXTENSION_SH_BITS:  # which only says how coarsely SH was rounded
+            warnings.warn(
+                f"unknown SPZ extension {kind:#010x} ignored; it may change the meaning of the data",
+                SplatCodecWarning,
+                stacklevel=4,
+            )
+    return metadata
+
+
+# ---------------------------------------------------------------------------------------------------------- values
+
+
+def _positions(packed: npt.NDArray[np.uint8], header: _Header) -> npt.NDArray[np.float32]:
+    """(N, 3) positions: 24-bit little-endian fixed point, or float16 in version 1."""
+    if header.version == 1:
+        return packed.view("<f2").reshape(-1, 3).astype(np.float32)
+    means = np.empty(3 * header.count, np.float32)
+    triples = packed.reshape(-1, 3)
+    step_size = np.float32(2.0**-header.fractional_bits)
+    step = BLOCK_BYTES // 4
+    words = np.zeros((min(step, len(triples)), 4), np.uint8)
+    for start in range(0, len(triples), step):
+        block = triples[start : start + step]
+        # The three bytes become the upper ones of a word, so that shifting it back extends the sign.
+        words[: len(block), 1:] = block
+        fixed = words[: len(block)].view("<i4")[:, 0] >> 8
+        means[start : start + step] = fixed.astype(np.float32) * step_size
+    return means.reshape(-1, 3)
+
+
+def _quats(packed: npt.NDArray[np.uint8], header: _Header) -> npt.NDArray[np.float32]:
+    """(N, 4) unit quaternions w, x, y, z."""
+    quats = np.empty((header.count, 4), np.float32)
+    step = BLOCK_BYTES // 16
+    if header.version < 3:
+        # x, y, z as bytes, w what is left of the unit length.
+        table = (np.arange(256) / 127.5 - 1).astype(np.float32)
+        for start in range(0, header.count, step):
+            xyz = table[packed.reshape(-1, 3)[start : start + step]]
+            quats[start : start + step, 1:] = xyz
+            np.sqrt(np.maximum(1 - (xyz * xyz).sum(axis=1), 0), out=quats[start : start + step, 0])
+        return quats
+    # Bits 31..30 are the index of the largest of x, y, z, w; the others follow, 10 bits each: sign, magnitude.
+    magnitudes = np.arange(512) * (np.sqrt(0.5) / 511)
+    table = np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
+    words = packed.view("<u4")
+    for start in range(0, header.count, step):
+        block = words[start : start + step]
+        fields = np.stack([(block >> np.uint32(shift)) & np.uint32(1023) for shift in (20, 10, 0)], axis=1)
+        quats_of_smallest_three(block >> np.uint32(30), table[fields], quats[start : start + step], (1, 2, 3, 0))
+    return quats
+
+
+def _sh_rest(packed: npt.NDArray[np.uint8], header: _Header) -> npt.NDArray[np.float32]:
+    """(N, K - 1, 3) coefficients; the file has them in this order already."""
+    per_channel = num_sh_coefficients(header.sh_degree) - 1
+    num_rest = min(per_channel, MAX_SH_REST)
+    coefficients = packed.reshape(header.count, per_channel, 3)[:, :num_rest]
+    return lookup(coefficients, (np.arange(256) - 128) / 128)
+
+
+def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
+    """Read an SPZ file of version 1 to 4; uncompressed ones of version 1 to 3 too.
+
+    Values are off by up to half a step: 2**-fractional_bits for positions, 1/16 for log scales, 1/255 for alpha,
+    1/38 for sh0, 1/361 (versions 1 and 2: 1/128) for quaternion components, 1/128 for SH beside the writer's own
+    coarser buckets. `metadata` gets `antialiased`, `spz` (version, fractional_bits, antialiased), and `frame` and
+    `camera` where a record states them. SH degree 4 and unknown extensions are dropped with a SplatCodecWarning.
+
+    Raises:
+        FormatError: damaged; TruncatedError if it ends early, ChecksumError if a checksum differs.
+        UnsupportedError: a later version.
+        LimitExceededError: more than `limits` allows.
+    """
+    with open_for_reading(path) as handle:
+        head = handle.read(8)
+        handle.seek(0)
+        unpack: Callable[[str], npt.NDArray[np.uint8]]
+        if head[:4] == _MAGIC and head[4:8] == b"\x04\0\0\0":
+            header, unpack, extensions = _read_streams(handle, limits)
+        else:
+            header, arrays, extensions = _read_arrays(handle, limits)
+            unpack = arrays.__getitem__
+        stated = _parse_extensions(extensions)
+        codes = np.arange(256)
+        means = _positions(unpack("positions"), header)
+        opacities = logits_of_alpha_bytes(unpack("alphas"))
+        sh0 = lookup(unpack("colors").reshape(-1, 1, 3), (codes / 255 - 0.5) / 0.15)
+        scales = lookup(unpack("scales").reshape(-1, 3), codes / 16 - 10)
+        quats = _quats(unpack("rotations"), header)
+        shN = _sh_rest(unpack("sh"), header)
+    if header.sh_degree == 4:
+        warn_degree_4(header.count)
+    unknown_flags = header.flags & ~(_FLAG_ANTIALIASED | _FLAG_EXTENSIONS)
+    if unknown_flags:
+        warnings.warn(
+            f"unknown SPZ flags {unknown_flags:#04x} ignored; they may change the meaning of the data",
+            SplatCodecWarning,
+            stacklevel=3,
+        )
+    antialiased = bool(header.flags & _FLAG_ANTIALIASED)
+    metadata = {
+        "antialiased": antialiased,
+        "spz": {
+            "version": header.version,
+            "fractional_bits": header.fractional_bits,
+            "antialiased": antialiased,
+        },
+        **stated,
+    }
+    return Gaussians(means=means, quats=quats, scales=scales, opacities=opacities, sh0=sh0, shN=shN, metadata=metadata)
+
+
+def _sniff(head: bytes, path: Path) -> bool:
+    if head[:2] != _GZIP_MAGIC:
+        return head[:4] == _MAGIC
+    try:
+        return zlib.decompressobj(wbits=31).decompress(head, 4) == _MAGIC
+    except zlib.error:
+        return False
+
+
+FORMAT = Format(name="spz", title="SPZ", suffixes=(".spz",), read=read, write=None, sniff=_sniff)
