@@ -1,1 +1,1 @@
-"""The command line."""
+"""The `splatcodec` command; `main.py` runs it, `commands/` holds one module a command."""

@@ -1,0 +1,105 @@
+"""Make a small .splc file of a scene.
+
+How good: give one of --quality, --target-psnr, --target-size or --lossless; without any it is --quality 60.
+The number after --quality aims at 25 + 0.3 Q dB of covered PSNR, on any scene (see docs/cli.md).
+
+examples:
+  splatcodec compress scene.ply scene.splc
+  splatcodec compress scene.ply scene.splc --quality 80
+  splatcodec compress scene.ply scene.splc --target-size 5M
+  splatcodec compress scene.ply scene.splc --lossless
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Any
+
+from ..arguments import add_json, add_overwrite, add_threads, human_bytes, size_bytes
+from ..console import Console
+from ..exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from ...api import CompressReport
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's own arguments; those of `LossyOptions` have its field names."""
+    parser.add_argument("input", metavar="IN", help="scene in any format that can be read")
+    parser.add_argument("output", metavar="OUT.splc", help="file to write")
+    how_good = parser.add_mutually_exclusive_group()
+    how_good.add_argument("--quality", type=float, metavar="Q", help="0 to 100 (default 60)")
+    how_good.add_argument("--target-psnr", type=float, metavar="DB", help="aim at this covered PSNR")
+    how_good.add_argument(
+        "--target-size", type=size_bytes, metavar="BYTES", help="never exceed this size (suffixes k, M, G, Ki, Mi, Gi)"
+    )
+    how_good.add_argument("--lossless", action="store_true", help="keep every float to the bit")
+    parser.add_argument(
+        "--reorder", action="store_true", help="with --lossless: may change the order of the Gaussians, for fewer bytes"
+    )
+    parser.add_argument(
+        "--effort", type=int, choices=range(1, 10), metavar="1..9", help="how hard to try, not for --lossless"
+    )
+    parser.add_argument(
+        "--prune",
+        action=argparse.BooleanOptionalAction,
+        help="leave out Gaussians that cost more than they show (default: do)",
+    )
+    parser.add_argument(
+        "--keep-unseen", action="store_const", const=True, help="keep Gaussians that no view of the encoder shows"
+    )
+    parser.add_argument("--drop-extras", action="store_true", help="leave out side arrays (normals, labels ...)")
+    add_threads(parser)
+    add_overwrite(parser)
+    add_json(parser, "what was done")
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Compress `args.input` into `args.output`."""
+    from ... import api
+
+    report = api.compress_file(
+        args.input,
+        args.output,
+        overwrite=args.overwrite,
+        lossless=args.lossless,
+        reorder=args.reorder,
+        extras=not args.drop_extras,
+        threads=args.threads,
+        progress=console.progress,
+        **_lossy_options(args),
+    )
+    for stage, seconds in report.seconds.items():
+        console.detail(f"{stage}: {seconds:.2f} s")
+    for purpose, bits in sorted(report.rate_bits.items(), key=lambda item: -item[1]):
+        console.detail(f"{purpose}: {human_bytes(round(bits / 8))}")
+    if args.json:
+        console.json(report.to_dict())
+    else:
+        console.summary(summary(args.output, report))
+    return ExitCode.OK
+
+
+def _lossy_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `LossyOptions` that were given."""
+    from ...preprocess.plan import LossyOptions
+
+    names = [field.name for field in dataclasses.fields(LossyOptions)]
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+
+
+def summary(output: str, report: CompressReport) -> str:
+    """What was done, for people."""
+    ratio = f", {report.input_bytes / report.size_bytes:.1f} times smaller" if report.size_bytes else ""
+    coded = f"{report.num_gaussians:,} Gaussians"
+    if report.num_coded != report.num_gaussians:
+        coded += f", {report.num_coded:,} of them coded"
+    lines = [
+        f"{os.fspath(output)}: {human_bytes(report.size_bytes)}{ratio} (from {human_bytes(report.input_bytes)})",
+        f"  {coded}, {report.bits_per_gaussian:.1f} bits per Gaussian, {'lossless' if report.lossless else 'lossy'}",
+        f"  {report.seconds.get('total', 0.0):.1f} s",
+        *(f"  note: {note}" for note in report.notes),
+    ]
+    return "\n".join(lines)
