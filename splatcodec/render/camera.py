@@ -213,12 +213,12 @@ class SceneExtent:
     """Where a scene is.
 
     Attributes:
-        center: (3,) float64, middle of the opacity-weighted 5 to 95 % box, world units.
+        center: (3,) float64, middle of the opacity-weighted 5 to 95 % box of all but the background, world units.
         half_size: (3,) float64, half the box's sides, world units.
         radius: half the box's diagonal, world units; never zero.
-        median_radius: opacity-weighted median distance from the centre, world units.
+        median_radius: opacity-weighted median distance from the median position, world units.
         outside: (M, 3) float64, unit directions from the centre to background Gaussians (further than six median
-            radii); empty where the scene has no background.
+            radii from the median position); empty where the scene has no background.
     """
 
     center: Vector
@@ -248,12 +248,16 @@ def scene_extent(gaussians: Gaussians) -> SceneExtent:
     weights = scene.alphas().astype(np.float64)
     if not weights.sum() > 0:
         weights = np.ones(len(scene))
-    low_high = [_weighted_quantiles(scene.means[:, axis], weights, (0.05, 0.95)) for axis in range(3)]
+    # Robust first: medians do not feel a background. What lies far outside is then not part of the box.
+    middle = [_weighted_quantiles(scene.means[:, axis], weights, (0.5,))[0] for axis in range(3)]
+    distances = _distances(scene.means, np.array(middle))
+    median_radius = _weighted_quantiles(distances, weights, (0.5,))[0]
+    far = (distances > _OUTSIDE_RADII * median_radius) & (distances > 0)
+    if np.count_nonzero(far) < max(_OUTSIDE_COUNT, _OUTSIDE_SHARE * len(scene)) or not weights[~far].any():
+        far[:] = False
+    low_high = [_weighted_quantiles(scene.means[~far, axis], weights[~far], (0.05, 0.95)) for axis in range(3)]
     low, high = np.array(low_high).T
     center, half_size = 0.5 * (low + high), 0.5 * (high - low)
-    offsets = scene.means.astype(np.float64) - center
-    distances = np.sqrt(offsets[:, 0] ** 2 + offsets[:, 1] ** 2 + offsets[:, 2] ** 2)
-    median_radius = _weighted_quantiles(distances, weights, (0.5,))[0]
     # A single Gaussian has no box: its own size counts then. The last term is what float32 positions can resolve.
     log_size = _weighted_quantiles(scene.scales.max(axis=1), weights, (0.5,))[0]
     radius = max(
@@ -263,10 +267,13 @@ def scene_extent(gaussians: Gaussians) -> SceneExtent:
     )
     if not radius > 1e-30:
         radius = 1.0
-    far = (distances > _OUTSIDE_RADII * median_radius) & (distances > 0)
-    if np.count_nonzero(far) < max(_OUTSIDE_COUNT, _OUTSIDE_SHARE * len(scene)):
-        far[:] = False
-    return SceneExtent(center, half_size, radius, median_radius, offsets[far] / distances[far, None])
+    outside = (scene.means[far].astype(np.float64) - center) / _distances(scene.means[far], center)[:, None]
+    return SceneExtent(center, half_size, radius, median_radius, outside)
+
+
+def _distances(means: npt.NDArray[np.float32], center: Vector) -> Vector:
+    offsets = means.astype(np.float64) - center
+    return np.asarray(np.sqrt(offsets[:, 0] ** 2 + offsets[:, 1] ** 2 + offsets[:, 2] ** 2))
 
 
 def _rounded(value: float) -> float:

@@ -14,13 +14,31 @@ import numpy as np
 
 from .constants import ALPHA_MAX, ALPHA_MIN, TILE_PX, TRANSMITTANCE_MIN
 from .kernel import kernel
-from .projection import BLUE, CUT, GREEN, L11, L21, L22, MX, MY, OPACITY, RED
+from .projection import CUT, L11, L21, L22, MX, MY, OPACITY
 
-__all__ = ["PLANE", "PLANES", "STATE", "composite_tiles", "init_tiles", "untile"]
+__all__ = [
+    "CONTRIBUTION_STATE",
+    "PARTIALS",
+    "PICTURE_STATE",
+    "add_partials",
+    "composite_tiles",
+    "contribute_tiles",
+    "finish_statistics",
+    "gather_tiles",
+    "init_contributions",
+    "init_tiles",
+    "tile_picture",
+    "untile",
+]
 
+# Pixels of a tile.
 PLANE = TILE_PX * TILE_PX
-PLANES = 4
-STATE = PLANES * PLANE
+# Planes of a picture's state: T, red, green, blue; while contributions are measured also the finished picture.
+PICTURE_STATE = 4 * PLANE
+CONTRIBUTION_STATE = 7 * PLANE
+# What `contribute_tiles` writes for every (tile, Gaussian): sum w, sum w^2, max w, hits, then with g = |alpha e|^2
+# sum g, sum g m, sum g m^2.
+PARTIALS = 7
 
 _ALPHA_MIN = np.float32(ALPHA_MIN)
 _ALPHA_MAX = np.float32(ALPHA_MAX)
@@ -40,6 +58,9 @@ _E6, _E7 = np.float32(0.00115336386), np.float32(-0.0000922692178)
 _EIGHTH = np.float32(0.125)
 _M_MAX = np.float32(12.0)  # exp(-6) is below ALPHA_MIN
 _P1, _P2, _P3 = np.uint64(PLANE), np.uint64(2 * PLANE), np.uint64(3 * PLANE)
+_P4, _P5, _P6 = np.uint64(4 * PLANE), np.uint64(5 * PLANE), np.uint64(6 * PLANE)
+_A1, _A2, _A3 = np.uint64(TILE_PX), np.uint64(2 * TILE_PX), np.uint64(3 * TILE_PX)
+_A4, _A5, _A6 = np.uint64(4 * TILE_PX), np.uint64(5 * TILE_PX), np.uint64(6 * TILE_PX)
 # Every so many Gaussians a tile is asked whether all its pixels are finished.
 _CHECK_EVERY = 8
 
@@ -65,47 +86,72 @@ def _rows_of(record, tile_y):
 
 @kernel
 def init_tiles(state, width, height, tiles_x):
-    """Fill (tiles * planes * 256,) state: T = 1 inside of the picture, finished outside, black."""
-    for tile in range(len(state) // STATE):
+    """Fill (tiles, 4 * 256) state: T = 1 inside of the picture, finished outside, black."""
+    for tile in range(len(state)):
         tile_x, tile_y = (tile % tiles_x) * TILE_PX, (tile // tiles_x) * TILE_PX
-        base = tile * STATE
-        for i in range(STATE):
-            state[base + i] = 0.0
+        state[tile] = 0.0
         for y in range(TILE_PX):
             for x in range(TILE_PX):
                 inside = tile_x + x < width and tile_y + y < height
-                state[base + y * TILE_PX + x] = 1.0 if inside else -1.0
+                state[tile, y * TILE_PX + x] = 1.0 if inside else -1.0
 
 
 @kernel
-def _all_finished(state, base):
+def tile_picture(picture, tiles_x, state):
+    """Write a picture (H, W, 3) into the colour planes of state."""
+    height, width, _ = picture.shape
+    for y in range(height):
+        for x in range(width):
+            tile = (y // TILE_PX) * tiles_x + x // TILE_PX
+            at = (y % TILE_PX) * TILE_PX + x % TILE_PX
+            for channel in range(3):
+                state[tile, at + (channel + 1) * PLANE] = picture[y, x, channel]
+
+
+@kernel
+def untile(state, tiles_x, background, rgb, alpha):
+    """Write state as a picture over `background`: rgb (H, W, 3) and alpha (H, W) float32."""
+    height, width = alpha.shape
+    for y in range(height):
+        for x in range(width):
+            tile = (y // TILE_PX) * tiles_x + x // TILE_PX
+            at = (y % TILE_PX) * TILE_PX + x % TILE_PX
+            t = abs(state[tile, at])
+            alpha[y, x] = _ONE - t
+            for channel in range(3):
+                rgb[y, x, channel] = state[tile, at + (channel + 1) * PLANE] + t * background[channel]
+
+
+@kernel
+def _all_finished(state):
     live = 0
     for i in range(PLANE):
-        live += 1 if state[base + i] > _ZERO else 0
+        live += 1 if state[i] > _ZERO else 0
     return live == 0
 
 
 @kernel
-def composite_tiles(first_tile, last_tile, tiles_x, records, starts, entries, state, finished):
-    """Blend the listed Gaussians into `state`, tile by tile; set `finished` where no pixel is left."""
+def composite_tiles(first_tile, last_tile, tiles_x, records, colours, starts, entries, states, finished):
+    """Blend the listed Gaussians into `states` (tiles, 4 * 256); set `finished` where no pixel is left."""
     for tile in range(first_tile, last_tile):
         tile_x, tile_y = (tile % tiles_x) * TILE_PX, (tile // tiles_x) * TILE_PX
-        base = tile * STATE
+        state = states[tile]
         for k in range(starts[tile], starts[tile + 1]):
-            record = records[entries[k]]
+            rank = entries[k]
+            record = records[rank]
             first, last = _rows_of(record, tile_y)
             l11, l21, l22, opacity = record[L11], record[L21], record[L22], record[OPACITY]
-            red, green, blue = record[RED], record[GREEN], record[BLUE]
+            red, green, blue = colours[rank, 0], colours[rank, 1], colours[rank, 2]
             left = np.float32(tile_x) + _HALF - record[MX]
             for row in range(first, last):
                 dy = np.float32(tile_y + row) + _HALF - record[MY]
                 skew = l21 * dy
                 vv = (l22 * dy) * (l22 * dy)
-                at = base + row * TILE_PX
                 for x in range(TILE_PX):
                     u = l11 * (left + np.float32(np.int32(x))) + skew
                     alpha = _alpha(u * u + vv, opacity)
-                    i = np.uint64(at + x)  # unsigned: no test for negative indices, so the loop becomes vectors
+                    # Unsigned: no test for negative indices, so that the loop becomes vector instructions.
+                    i = np.uint64(row * TILE_PX + x)
                     t = state[i]
                     after = t * (_ONE - alpha)
                     drawn = after >= _T_MIN
@@ -114,20 +160,161 @@ def composite_tiles(first_tile, last_tile, tiles_x, records, starts, entries, st
                     state[i + _P1] += w * red
                     state[i + _P2] += w * green
                     state[i + _P3] += w * blue
-            if k % _CHECK_EVERY == 0 and _all_finished(state, base):
+            if k % _CHECK_EVERY == 0 and _all_finished(state):
                 break
-        finished[tile] = _all_finished(state, base)
+        finished[tile] = _all_finished(state)
 
 
 @kernel
-def untile(state, tiles_x, background, rgb, alpha):
-    """Write tile state as a picture over `background`: rgb (H, W, 3) and alpha (H, W) float32."""
-    height, width = alpha.shape
-    for y in range(height):
-        for x in range(width):
-            tile = (y // TILE_PX) * tiles_x + x // TILE_PX
-            at = tile * STATE + (y % TILE_PX) * TILE_PX + x % TILE_PX
-            t = abs(state[at])
-            alpha[y, x] = _ONE - t
+def init_contributions(pictures, background, width, height, tiles_x, states):
+    """Fill (tiles, 7 * 256) states for `contribute_tiles`: blank, and the finished pictures over grey `background`."""
+    init_tiles(states, width, height, tiles_x)
+    for tile in range(len(states)):
+        for i in range(PLANE):
+            behind = abs(pictures[tile, i]) * background
+            for plane in range(1, 4):
+                states[tile, (plane + 3) * PLANE + i] = pictures[tile, plane * PLANE + i] + behind
+
+
+@kernel
+def contribute_tiles(first_tile, last_tile, tiles_x, records, colours, starts, entries, states, finished, partials):
+    """As `composite_tiles`, and for every entry write its statistics over the tile to `partials` (E, PARTIALS)."""
+    # One sum for each pixel column, in float32, then all columns in order: the same numbers on any machine.
+    columns = np.empty(PARTIALS * TILE_PX, np.float32)
+    for tile in range(first_tile, last_tile):
+        tile_x, tile_y = (tile % tiles_x) * TILE_PX, (tile // tiles_x) * TILE_PX
+        state = states[tile]
+        done = _all_finished(state)
+        for k in range(starts[tile], starts[tile + 1]):
+            if done:
+                partials[k] = 0.0
+                continue
+            rank = entries[k]
+            record = records[rank]
+            first, last = _rows_of(record, tile_y)
+            l11, l21, l22, opacity = record[L11], record[L21], record[L22], record[OPACITY]
+            red, green, blue = colours[rank, 0], colours[rank, 1], colours[rank, 2]
+            left = np.float32(tile_x) + _HALF - record[MX]
+            columns[:] = _ZERO
+            for row in range(first, last):
+                dy = np.float32(tile_y + row) + _HALF - record[MY]
+                skew = l21 * dy
+                vv = (l22 * dy) * (l22 * dy)
+                for x in range(TILE_PX):
+                    u = l11 * (left + np.float32(np.int32(x))) + skew
+                    m = u * u + vv
+                    alpha = _alpha(m, opacity)
+                    i = np.uint64(row * TILE_PX + x)
+                    t = state[i]
+                    after = t * (_ONE - alpha)
+                    drawn = after >= _T_MIN
+                    alpha = alpha if drawn else _ZERO
+                    w = alpha * abs(t)
+                    state[i] = after if drawn else -abs(t)
+                    r, g, b = w * red, w * green, w * blue
+                    so_far_r, so_far_g, so_far_b = state[i + _P1] + r, state[i + _P2] + g, state[i + _P3] + b
+                    state[i + _P1], state[i + _P2], state[i + _P3] = so_far_r, so_far_g, so_far_b
+                    # alpha e = what the picture loses if this Gaussian goes: its own light, less what it hid.
+                    share = alpha / (_ONE - alpha)
+                    r -= share * (state[i + _P4] - so_far_r)
+                    g -= share * (state[i + _P5] - so_far_g)
+                    b -= share * (state[i + _P6] - so_far_b)
+                    loss = r * r + g * g + b * b
+                    far = loss * m
+                    c = np.uint64(x)
+                    columns[c] += w
+                    columns[c + _A1] += w * w
+                    columns[c + _A2] = max(columns[c + _A2], w)
+                    columns[c + _A3] += _ONE if alpha > _ZERO else _ZERO
+                    columns[c + _A4] += loss
+                    columns[c + _A5] += far
+                    columns[c + _A6] += far * m
+            for kind in range(PARTIALS):
+                total = _ZERO
+                for x in range(TILE_PX):
+                    value = columns[kind * TILE_PX + x]
+                    total = max(total, value) if kind == 2 else total + value
+                partials[k, kind] = total
+            if k % _CHECK_EVERY == 0:
+                done = _all_finished(state)
+        finished[tile] = _all_finished(state)
+
+
+@kernel
+def gather_tiles(first_tile, last_tile, tiles_x, records, starts, entries, states, finished, partials):
+    """For every entry write the sum over the tile of w times the state's colour planes to `partials` (E, 3)."""
+    columns = np.empty(3 * TILE_PX, np.float32)
+    for tile in range(first_tile, last_tile):
+        tile_x, tile_y = (tile % tiles_x) * TILE_PX, (tile // tiles_x) * TILE_PX
+        state = states[tile]
+        done = _all_finished(state)
+        for k in range(starts[tile], starts[tile + 1]):
+            if done:
+                partials[k] = 0.0
+                continue
+            record = records[entries[k]]
+            first, last = _rows_of(record, tile_y)
+            l11, l21, l22, opacity = record[L11], record[L21], record[L22], record[OPACITY]
+            left = np.float32(tile_x) + _HALF - record[MX]
+            columns[:] = _ZERO
+            for row in range(first, last):
+                dy = np.float32(tile_y + row) + _HALF - record[MY]
+                skew = l21 * dy
+                vv = (l22 * dy) * (l22 * dy)
+                for x in range(TILE_PX):
+                    u = l11 * (left + np.float32(np.int32(x))) + skew
+                    alpha = _alpha(u * u + vv, opacity)
+                    i = np.uint64(row * TILE_PX + x)
+                    t = state[i]
+                    after = t * (_ONE - alpha)
+                    drawn = after >= _T_MIN
+                    w = alpha * t if drawn else _ZERO
+                    state[i] = after if drawn else -abs(t)
+                    c = np.uint64(x)
+                    columns[c] += w * state[i + _P1]
+                    columns[c + _A1] += w * state[i + _P2]
+                    columns[c + _A2] += w * state[i + _P3]
             for channel in range(3):
-                rgb[y, x, channel] = state[at + (channel + 1) * PLANE] + t * background[channel]
+                total = _ZERO
+                for x in range(TILE_PX):
+                    total += columns[channel * TILE_PX + x]
+                partials[k, channel] = total
+            if k % _CHECK_EVERY == 0:
+                done = _all_finished(state)
+        finished[tile] = _all_finished(state)
+
+
+@kernel
+def add_partials(first_rank, last_rank, entries, partials, maximum, sums):
+    """Add the partials of each rank in first..last to `sums` (V, kinds) float64, tile after tile.
+
+    Column `maximum` is the largest instead of the sum (none if negative).
+    """
+    for k in range(len(entries)):
+        rank = entries[k]
+        if rank < first_rank or rank >= last_rank:
+            continue
+        for kind in range(sums.shape[1]):
+            value = np.float64(partials[k, kind])
+            if kind == maximum:
+                sums[rank, kind] = max(sums[rank, kind], value)
+            else:
+                sums[rank, kind] += value
+
+
+@kernel
+def finish_statistics(first_rank, last_rank, ids, sums, rhos, depths, focal_px, totals, hits, pixel_sizes):
+    """Add one view's sums (V, PARTIALS) to the scene's totals (N, 6), hits (N,) and finest pixels (N,)."""
+    for rank in range(first_rank, last_rank):
+        if not sums[rank, 3] > 0.0:
+            continue
+        i = ids[rank]
+        rho = np.float64(rhos[rank])
+        totals[i, 0] = max(totals[i, 0], sums[rank, 2])
+        totals[i, 1] += sums[rank, 0]
+        totals[i, 2] += sums[rank, 1]
+        totals[i, 3] += sums[rank, 4]
+        totals[i, 4] += sums[rank, 5] * rho
+        totals[i, 5] += sums[rank, 6] * rho * rho / 4.0
+        hits[i] += np.int64(sums[rank, 3])
+        pixel_sizes[i] = min(pixel_sizes[i], np.float64(depths[rank]) / focal_px)

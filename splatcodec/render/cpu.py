@@ -9,45 +9,26 @@ import numpy.typing as npt
 
 from ..gaussians import Gaussians
 from .camera import Camera
-from .compositing import STATE, composite_tiles, init_tiles, untile
-from .kernel import default_num_threads, run_threaded
-from .projection import Projection, TileLists, project
+from .compositing import untile
+from .kernel import default_num_threads
+from .layers import blank_states, composite_layer
+from .projection import Projection, project
 from .rendering import Rendering
 
 __all__ = ["render"]
 
 # Most (tile, Gaussian) pairs listed at once; a scene with more is drawn in several layers, front to back.
 _MAX_ENTRIES = 1 << 24
-_TILES_PER_TASK = 16
 
 
-def blank_state(projection: Projection) -> npt.NDArray[np.float32]:
-    """(tiles * STATE,) float32 of a picture on which nothing is drawn yet."""
-    state = np.empty(projection.tiles_x * projection.tiles_y * STATE, np.float32)
-    init_tiles(state, projection.camera.width, projection.camera.height, projection.tiles_x)
-    return state
-
-
-def tile_ranges(projection: Projection) -> list[tuple[int, int]]:
-    """Ranges of tiles that threads take one after the other."""
-    num_tiles = projection.tiles_x * projection.tiles_y
-    return [(k, min(k + _TILES_PER_TASK, num_tiles)) for k in range(0, num_tiles, _TILES_PER_TASK)]
-
-
-def composite(
-    projection: Projection, num_threads: int, *, max_entries: int = _MAX_ENTRIES
-) -> tuple[npt.NDArray[np.float32], TileLists | None]:
-    """Blend everything; returns the tile state, and the tile lists if one layer was enough."""
-    state = blank_state(projection)
-    finished = np.zeros(projection.tiles_x * projection.tiles_y, np.uint8)
-    lists = None
-    for start, stop in projection.chunks(max_entries):
+def composite(projection: Projection, num_threads: int, *, max_entries: int = _MAX_ENTRIES) -> npt.NDArray[np.float32]:
+    """Blend everything; returns the tile states (tiles, 4 * 256) float32."""
+    states = blank_states(projection)
+    finished = np.zeros(len(states), np.uint8)
+    for start, stop in projection.layers(max_entries):
         lists = projection.tile_lists(start, stop, finished, num_threads)
-        shared = (projection.tiles_x, projection.records, lists.starts, lists.entries, state, finished)
-        run_threaded(composite_tiles, [(*tiles, *shared) for tiles in tile_ranges(projection)], num_threads)
-        if stop - start < len(projection.ids):
-            lists = None
-    return state, lists
+        composite_layer(projection, lists, projection.colours, states, finished, num_threads)
+    return states
 
 
 def render(
@@ -79,9 +60,9 @@ def render(
     """
     threads = default_num_threads() if num_threads is None else num_threads
     projection = project(gaussians, camera, antialiased=antialiased, num_threads=threads)
-    state, _ = composite(projection, threads)
+    states = composite(projection, threads)
     rgb = np.empty((camera.height, camera.width, 3), np.float32)
     alpha = np.empty((camera.height, camera.width), np.float32)
     red, green, blue = (float(value) for value in background)
-    untile(state, projection.tiles_x, np.array([red, green, blue], np.float32), rgb, alpha)
+    untile(states, projection.tiles_x, np.array([red, green, blue], np.float32), rgb, alpha)
     return Rendering(rgb, alpha, (red, green, blue))

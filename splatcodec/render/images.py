@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import ParameterError
+from ..files import PathLike, atomic_write
 from .rendering import Rendering
 
 __all__ = ["save_png", "side_by_side"]
@@ -17,16 +14,17 @@ __all__ = ["save_png", "side_by_side"]
 ERROR_GAIN = 8.0
 
 
-def save_png(path: str | os.PathLike[str], rgb: npt.NDArray[np.floating]) -> None:
+def save_png(path: PathLike, rgb: npt.NDArray[np.floating], *, overwrite: bool = True) -> None:
     """Write a picture as an 8-bit PNG; the file appears whole or not at all.
 
     Args:
-        path: where; an existing file is replaced.
+        path: where.
         rgb: (H, W, 3) display values, clamped to 0..1 and rounded; stored as they are (no gamma is applied).
+        overwrite: replace an existing file.
 
     Raises:
-        ParameterError: `rgb` is not a picture.
-        OSError: the file cannot be written.
+        ParameterError: `rgb` is not a picture, or the file may not be written there.
+        SplatCodecError: the system failed to write it.
     """
     from PIL import Image
 
@@ -34,20 +32,8 @@ def save_png(path: str | os.PathLike[str], rgb: npt.NDArray[np.floating]) -> Non
     if rgb.ndim != 3 or rgb.shape[2] != 3 or not rgb.size:
         raise ParameterError(f"a picture must have the shape (H, W, 3), not {rgb.shape}", field="rgb")
     values = np.clip(np.nan_to_num(rgb, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
-    image = Image.fromarray((values * 255.0 + 0.5).astype(np.uint8))
-    target = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            image.save(file, format="PNG")
-        # mkstemp makes private files; a picture gets the permissions any new file would have.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+    with atomic_write(path, overwrite=overwrite) as file:
+        Image.fromarray((values * 255.0 + 0.5).astype(np.uint8)).save(file, format="PNG")
 
 
 def side_by_side(

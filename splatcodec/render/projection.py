@@ -28,8 +28,8 @@ __all__ = ["RECORD", "Projection", "TileLists", "frustum_limits", "project"]
 # Columns of a projected Gaussian's record. With dx, dy from the mean to a pixel centre the squared Mahalanobis distance
 # is m = (L11 dx + L21 dy)^2 + (L22 dy)^2: a Cholesky factor of the inverse covariance, which stays accurate for needles
 # where the usual quadratic form cancels. CUT is the m beyond which alpha is below ALPHA_MIN.
-MX, MY, L11, L21, L22, OPACITY, CUT, RED, GREEN, BLUE = range(10)
-RECORD = 10
+MX, MY, L11, L21, L22, OPACITY, CUT = range(7)
+RECORD = 7
 
 # Widths beyond this many pixels (one standard deviation) are an even veil.
 _MAX_VARIANCE_PX2 = 1e24
@@ -88,7 +88,7 @@ def _tile_rows(record, tiles_y):
 
 @kernel
 def _sh_colour(sh0, shN, x, y, z, channel):
-    """Display value of one channel in direction (x, y, z), a unit vector: 0.5 + the harmonics, at least 0."""
+    """Value of one channel in direction (x, y, z), a unit vector: 0.5 + the harmonics, not clamped."""
     value = 0.5 + 0.28209479177387814 * sh0[0, channel]
     count = shN.shape[0]
     if count >= 3:
@@ -110,9 +110,7 @@ def _sh_colour(sh0, shN, x, y, z, channel):
                 + 1.445305721320277 * z * (xx - yy) * shN[13, channel]
                 - 0.5900435899266435 * x * (xx - 3.0 * yy) * shN[14, channel]
             )
-    if not value > 0.0:  # also NaN
-        return 0.0
-    return min(value, COLOUR_MAX)
+    return value
 
 
 @kernel
@@ -134,6 +132,7 @@ def _project_block(
     near,
     antialiased,
     records,
+    colours,
     depths,
     rhos,
     tile_counts,
@@ -164,6 +163,8 @@ def _project_block(
             norm = math.sqrt(qw * qw + qx * qx + qy * qy + qz * qz)
             qw, qx, qy, qz = qw / norm, qx / norm, qy / norm, qz / norm
         if not qw * qw + qx * qx + qy * qy + qz * qz > 0.5:
+            continue
+        if not max(max(scales[i, 0], scales[i, 1]), scales[i, 2]) < np.inf:
             continue
         for k in range(3):
             if k == 0:
@@ -236,9 +237,11 @@ def _project_block(
         dx, dy, dz = px / z, py / z, pz / z
         norm = math.sqrt(dx * dx + dy * dy + dz * dz)
         dx, dy, dz = dx / norm, dy / norm, dz / norm
-        record[RED] = np.float32(_sh_colour(sh0[i], shN[i], dx, dy, dz, 0))
-        record[GREEN] = np.float32(_sh_colour(sh0[i], shN[i], dx, dy, dz, 1))
-        record[BLUE] = np.float32(_sh_colour(sh0[i], shN[i], dx, dy, dz, 2))
+        for channel in range(3):
+            value = _sh_colour(sh0[i], shN[i], dx, dy, dz, channel)
+            if not abs(value) < np.inf:  # only from infinite or NaN coefficients
+                tile_counts[i] = 0
+            colours[i, channel] = np.float32(min(max(value, 0.0), COLOUR_MAX))
 
 
 @kernel
@@ -263,12 +266,26 @@ def _radix_argsort(keys):
 
 @kernel
 def _gather_block(
-    start, stop, ids, records, depths, rhos, tile_counts, out_records, out_depths, out_rhos, out_tile_counts
+    start,
+    stop,
+    ids,
+    records,
+    colours,
+    depths,
+    rhos,
+    tile_counts,
+    out_records,
+    out_colours,
+    out_depths,
+    out_rhos,
+    out_tile_counts,
 ):
     for rank in range(start, stop):
         i = ids[rank]
         for column in range(RECORD):
             out_records[rank, column] = records[i, column]
+        for channel in range(3):
+            out_colours[rank, channel] = colours[i, channel]
         out_depths[rank] = depths[i]
         out_rhos[rank] = rhos[i]
         out_tile_counts[rank] = tile_counts[i]
@@ -317,6 +334,7 @@ class Projection:
     Attributes:
         ids: (V,) int32, which Gaussian of the scene each is.
         records: (V, RECORD) float32, see the column names above; means in pixels.
+        colours: (V, 3) float32, display values towards this camera, at least 0.
         depths: (V,) float32, world units.
         rhos: (V,) float32, share of the 2-D covariance that is not low-pass blur, 0..1.
         tile_counts: (V,) int32, screen tiles touched.
@@ -326,6 +344,7 @@ class Projection:
     num_gaussians: int
     ids: npt.NDArray[np.int32]
     records: npt.NDArray[np.float32]
+    colours: npt.NDArray[np.float32]
     depths: npt.NDArray[np.float32]
     rhos: npt.NDArray[np.float32]
     tile_counts: npt.NDArray[np.int32]
@@ -340,7 +359,7 @@ class Projection:
         """Rows of tiles."""
         return -(-self.camera.height // TILE_PX)
 
-    def chunks(self, max_entries: int) -> Iterator[tuple[int, int]]:
+    def layers(self, max_entries: int) -> Iterator[tuple[int, int]]:
         """Ranges of ranks, front to back, whose tile lists together have about `max_entries` entries at most."""
         ends = np.cumsum(self.tile_counts, dtype=np.int64)
         start = 0
@@ -407,6 +426,7 @@ def project(
         antialiased = bool(gaussians.metadata.get("antialiased", False))
     n = len(gaussians)
     records = np.empty((n, RECORD), np.float32)
+    colours = np.empty((n, 3), np.float32)
     depths = np.empty(n, np.float32)
     rhos = np.empty(n, np.float32)
     tile_counts = np.empty(n, np.int32)
@@ -426,6 +446,7 @@ def project(
         camera.near,
         antialiased,
         records,
+        colours,
         depths,
         rhos,
         tile_counts,
@@ -438,12 +459,14 @@ def project(
     count = len(ids)
     ordered = (
         np.empty((count, RECORD), np.float32),
+        np.empty((count, 3), np.float32),
         np.empty(count, np.float32),
         np.empty(count, np.float32),
         np.empty(count, np.int32),
     )
     tasks = [
-        (k, min(k + _BLOCK, count), ids, records, depths, rhos, tile_counts, *ordered) for k in range(0, count, _BLOCK)
+        (k, min(k + _BLOCK, count), ids, records, colours, depths, rhos, tile_counts, *ordered)
+        for k in range(0, count, _BLOCK)
     ]
     run_threaded(_gather_block, tasks, threads)
     return Projection(camera, n, ids, *ordered)
