@@ -29,14 +29,14 @@ def ball(count=600, *, sigma=0.01, seed=0, metadata=None, opacity=2.0):
     )
 
 
-def with_shell(scene, count=1000, factor=100.0, seed=1):
+def with_shell(scene, count=1000, factor=100.0, seed=1, sigma=3.0):
     rng = np.random.default_rng(seed)
     directions = rng.normal(size=(count, 3))
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     return Gaussians(
         means=np.concatenate([scene.means, factor * directions]),
         quats=np.concatenate([scene.quats, np.ones((count, 4))]),
-        scales=np.concatenate([scene.scales, np.full((count, 3), math.log(factor / 30))]),
+        scales=np.concatenate([scene.scales, np.full((count, 3), math.log(sigma))]),
         opacities=np.concatenate([scene.opacities, np.full(count, 2.0)]),
         sh0=np.concatenate([scene.sh0, np.zeros((count, 1, 3))]),
     )
@@ -116,8 +116,9 @@ def test_evaluation_views_stand_around_and_at_half_the_distance():
     assert max(np.diff([*turns, turns[0] + 2 * math.pi])) < math.radians(30)
 
 
-def test_a_background_is_looked_at_from_inside():
-    scene = with_shell(ball(9000))
+@pytest.mark.parametrize("sigma", [0.3, 3.0, 30.0])
+def test_a_background_is_looked_at_from_inside(sigma):
+    scene = with_shell(ball(9000), sigma=sigma)
     extent = scene_extent(scene)
     assert len(extent.outside) == 1000
     assert extent.radius < 3

@@ -305,6 +305,9 @@ class _ViewChooser:
         )
         self.sizes = np.exp(np.minimum(log_sizes, 80.0)).astype(np.float32)
         self.weights = sample.alphas().astype(np.float64)
+        # A background looks the same from everywhere inside: its size says nothing about standing too near.
+        far = _distances(sample.means, self.extent.center) > _OUTSIDE_RADII * self.extent.median_radius
+        self.judged = ~far if len(self.extent.outside) else np.ones(len(sample), np.bool_)
 
     def random(self, *key: int) -> np.random.Generator:
         """Every view has its own numbers, so that replacing one does not move the others."""
@@ -329,7 +332,7 @@ class _ViewChooser:
         )
 
     def sees_too_little(self, offset: Vector, target_offset: Vector) -> bool:
-        """Whether the view is empty, or its median projected Gaussian is a blot."""
+        """Whether the view is empty, or its median projected Gaussian (of all but the background) is a blot."""
         if not len(self.sizes):
             return False
         forward = _normalized(target_offset - offset)
@@ -341,6 +344,9 @@ class _ViewChooser:
         seen &= self.weights > 0
         if not seen.any():
             return True
+        seen &= self.judged
+        if not seen.any():
+            return False
         with np.errstate(over="ignore"):
             share = self.sizes[seen] / (depth[seen] * (2.0 * _TAN_25_DEG))
         return _weighted_quantiles(share, self.weights[seen], (0.5,))[0] > _BLOT_SHARE
