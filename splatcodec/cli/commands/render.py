@@ -5,6 +5,7 @@ The views are those that `compare` uses: --view K is number K of its 24, chosen 
 
 examples:
   splatcodec render scene.splc view.png
+  splatcodec render scene.splc copy.png --view 5 --views-of scene.ply
   splatcodec render scene.ply turn.png --orbit-view 3/36 --size 800 --background 1,1,1
 """
 
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where = parser.add_mutually_exclusive_group()
     where.add_argument("--view", type=nonnegative_int, metavar="K", default=0, help="evaluation view 0 to 23")
     where.add_argument("--orbit-view", type=fraction_of, metavar="K/N", help="step K of N around the scene")
+    parser.add_argument("--views-of", metavar="SCENE", help="choose the view from this scene, such as FILE's original")
     parser.add_argument("--size", type=positive_int, metavar="PX", default=512, help="width and height (512)")
     parser.add_argument(
         "--background",
@@ -63,10 +65,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.view >= _NUM_VIEWS:
         raise ParameterError(f"there is no view {args.view}", hint=f"0 to {_NUM_VIEWS - 1}")
     gaussians = api.read(args.input)
+    chosen_from = api.read(args.views_of) if args.views_of else gaussians
     if args.orbit_view:
-        camera = orbit_camera(gaussians, *args.orbit_view, size_px=args.size)
+        camera = orbit_camera(chosen_from, *args.orbit_view, size_px=args.size)
     else:
-        camera = evaluation_cameras(gaussians, num_views=_NUM_VIEWS, size_px=args.size)[args.view]
+        camera = evaluation_cameras(chosen_from, num_views=_NUM_VIEWS, size_px=args.size)[args.view]
     picture = render(gaussians, camera, background=args.background, num_threads=args.threads)
     with atomic_write(args.output, args.overwrite) as file:
         file.write(png_bytes(picture.rgb))
