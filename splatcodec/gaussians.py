@@ -7,7 +7,7 @@ spherical-harmonics coefficients with display colour = 0.5 + C0 * sh0. The coord
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .errors import ParameterError, SplatCodecWarning
 
-__all__ = ["MAX_SH_DEGREE", "SH_C0", "CleanReport", "Gaussians", "num_sh_coefficients"]
+__all__ = ["MAX_SH_DEGREE", "SH_C0", "CleanReport", "Gaussians", "concatenated", "num_sh_coefficients"]
 
 SH_C0 = 0.28209479177387814
 MAX_SH_DEGREE = 3
@@ -245,3 +245,22 @@ class Gaussians:
         if report:
             warnings.warn(f"{self.num_gaussians} Gaussians: {report}", SplatCodecWarning, stacklevel=2)
         return scene
+
+
+def concatenated(parts: Sequence[Gaussians]) -> Gaussians:
+    """One scene of several, in order; of equal SH degree, without extras, with the metadata of the first.
+
+    Raises:
+        ParameterError: no parts.
+    """
+    if not parts:
+        raise ParameterError("nothing to concatenate")
+    return Gaussians(
+        means=np.concatenate([part.means for part in parts]),
+        quats=np.concatenate([part.quats for part in parts]),
+        scales=np.concatenate([part.scales for part in parts]),
+        opacities=np.concatenate([part.opacities for part in parts]),
+        sh0=np.concatenate([part.sh0 for part in parts]),
+        shN=np.concatenate([part.shN for part in parts]),
+        metadata=parts[0].metadata,
+    )

@@ -31,13 +31,13 @@ def new_models(count: int) -> npt.NDArray[np.int32]:
 
 
 @njit(cache=True)
-def _probability(model):  # type: ignore[no-untyped-def]
+def _probability(model):
     p = model[0] >> 4
     return min(max(p, 1), PROB_SCALE - 1)
 
 
 @njit(cache=True)
-def _update(model, bit):  # type: ignore[no-untyped-def]
+def _update(model, bit):
     n = model[1]
     target = np.int64(65535) if bit else np.int64(0)
     model[0] += np.int32(((target - np.int64(model[0])) * np.int64(STEPS[n])) >> np.int64(15))
@@ -46,7 +46,7 @@ def _update(model, bit):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def encode_bit(models, index, bit, intervals, count):  # type: ignore[no-untyped-def]
+def encode_bit(models, index, bit, intervals, count):
     """Append the interval of `bit` under model `index` to `intervals` at `count`; returns count + 1.
 
     A one takes the low part of the range.
@@ -62,7 +62,7 @@ def encode_bit(models, index, bit, intervals, count):  # type: ignore[no-untyped
 
 
 @njit(cache=True)
-def decode_bit(models, index, states, words, cursor):  # type: ignore[no-untyped-def]
+def decode_bit(models, index, states, words, cursor):
     """Decode one bit under model `index`."""
     model = models[index]
     p = _probability(model)
@@ -77,7 +77,7 @@ def decode_bit(models, index, states, words, cursor):  # type: ignore[no-untyped
 
 
 @njit(cache=True)
-def encode_gamma(models, base, value, intervals, count):  # type: ignore[no-untyped-def]
+def encode_gamma(models, base, value, intervals, count):
     """Code a value >= 0 as adaptive Exp-Golomb: its bit length in unary, then the bits below the top one.
 
     Uses GAMMA_MODELS models from `base`: 32 for the length, 32 for the bit under the top one, by length.
@@ -100,7 +100,7 @@ def encode_gamma(models, base, value, intervals, count):  # type: ignore[no-unty
 
 
 @njit(cache=True)
-def decode_gamma(models, base, states, words, cursor):  # type: ignore[no-untyped-def]
+def decode_gamma(models, base, states, words, cursor):
     """Inverse of `encode_gamma`; -1 if the value would not fit 31 bits (a damaged stream)."""
     length = 0
     while decode_bit(models, base + min(length, 31), states, words, cursor):

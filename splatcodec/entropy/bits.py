@@ -17,7 +17,7 @@ __all__ = ["finish_bits", "pack_fixed", "read_bits", "read_fixed", "unpack_fixed
 
 
 @njit(cache=True)
-def write_bits(buffer, position, value, count):  # type: ignore[no-untyped-def]
+def write_bits(buffer, position, value, count):
     """Write the low `count` (0..64) bits of `value`, highest first, and return the position after them.
 
     Args:
@@ -41,7 +41,7 @@ def write_bits(buffer, position, value, count):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def read_bits(buffer, position, count):  # type: ignore[no-untyped-def]
+def read_bits(buffer, position, count):
     """The `count` (0..64) bits at `position` as a uint64, highest first; the caller adds `count` to the position."""
     value = np.uint64(0)
     at = np.int64(position)
@@ -58,7 +58,7 @@ def read_bits(buffer, position, count):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def write_fixed(values, width, buffer):  # type: ignore[no-untyped-def]
+def write_fixed(values, width, buffer):
     """Write the low `width` (0..32) bits of each of (n,) `values` (any integer dtype) from the start of `buffer`.
 
     The same bits as `write_bits` n times, several times as fast. `buffer` is a uint8 array of at least
@@ -84,7 +84,7 @@ def write_fixed(values, width, buffer):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def read_fixed(buffer, width, values):  # type: ignore[no-untyped-def]
+def read_fixed(buffer, width, values):
     """Inverse of `write_fixed`: fills (n,) `values` and returns the bytes used; missing bytes read as 0."""
     size = (len(values) * np.int64(width) + 7) >> 3
     mask = (np.uint64(1) << np.uint64(width)) - np.uint64(1)

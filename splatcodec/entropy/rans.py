@@ -37,13 +37,13 @@ _MAX_STATES = 32
 
 
 @njit(cache=True)
-def pack_interval(freq, start):  # type: ignore[no-untyped-def]
+def pack_interval(freq, start):
     """One interval as a uint32: freq (1..4096) in the high half, start (0..4095) in the low half."""
     return np.uint32((np.uint32(freq) << np.uint32(16)) | np.uint32(start))
 
 
 @njit(cache=True)
-def _encode_kernel(intervals, num_states, words, states):  # type: ignore[no-untyped-def]
+def _encode_kernel(intervals, num_states, words, states):
     for s in range(num_states):
         states[s] = RANS_LOW
     written = len(words)
@@ -126,13 +126,13 @@ def start_decoding(buffer: bytes | memoryview, num_states: int) -> ReadState:
 
 
 @njit(cache=True)
-def decode_slot(states, cursor):  # type: ignore[no-untyped-def]
+def decode_slot(states, cursor):
     """The slot 0..4095 of the next symbol; `decode_advance` must follow."""
     return states[cursor[1] & (len(states) - 1)] & np.uint64(PROB_SCALE - 1)
 
 
 @njit(cache=True)
-def decode_advance(states, words, cursor, slot, freq, start):  # type: ignore[no-untyped-def]
+def decode_advance(states, words, cursor, slot, freq, start):
     """Consume the symbol with interval [start, start + freq) that holds `slot`."""
     s = cursor[1] & (len(states) - 1)
     x = np.uint64(freq) * (states[s] >> np.uint64(PROB_BITS)) + slot - np.uint64(start)

@@ -39,7 +39,7 @@ _MANTISSA = 2  # bits under the top bit kept of a table weight
 
 
 @njit(cache=True)
-def _bit_length(u):  # type: ignore[no-untyped-def]
+def _bit_length(u):
     n = 0
     while u >> n:
         n += 1
@@ -47,7 +47,7 @@ def _bit_length(u):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def token_of(value):  # type: ignore[no-untyped-def]
+def token_of(value):
     """(token, number of raw bits, raw bits) of a signed value, |value| < 2**29."""
     u = (value << 1) if value >= 0 else ((-value) << 1) - 1
     if u < DIRECT:
@@ -58,13 +58,13 @@ def token_of(value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def token_bits(token):  # type: ignore[no-untyped-def]
+def token_bits(token):
     """Number of raw bits that follow `token`."""
     return 0 if token < DIRECT else ((token - DIRECT) >> 2) + 2
 
 
 @njit(cache=True)
-def value_of(token, raw):  # type: ignore[no-untyped-def]
+def value_of(token, raw):
     """The signed value of a token and its raw bits."""
     if token < DIRECT:
         u = token
@@ -137,7 +137,7 @@ def normalize_weights(weights: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
 
 
 @njit(cache=True)
-def _encode_tables_kernel(weights, models, intervals):  # type: ignore[no-untyped-def]
+def _encode_tables_kernel(weights, models, intervals):
     zero_base, exponent_base, length_base = 0, 8, 8 + 4 * GAMMA_MODELS
     count = 0
     for t in range(len(weights)):
@@ -169,7 +169,7 @@ def _encode_tables_kernel(weights, models, intervals):  # type: ignore[no-untype
 
 
 @njit(cache=True)
-def _decode_tables_kernel(weights, models, states, words, cursor):  # type: ignore[no-untyped-def]
+def _decode_tables_kernel(weights, models, states, words, cursor):
     zero_base, exponent_base, length_base = 0, 8, 8 + 4 * GAMMA_MODELS
     half = PROB_SCALE // 2
     for t in range(len(weights)):
@@ -179,9 +179,7 @@ def _decode_tables_kernel(weights, models, states, words, cursor):  # type: igno
         previous = 8
         was_zero = 0
         for a in range(last + 1):
-            if a < last and not decode_bit(
-                models, zero_base + was_zero + 2 * min(a >> 3, 3), states, words, cursor
-            ):
+            if a < last and not decode_bit(models, zero_base + was_zero + 2 * min(a >> 3, 3), states, words, cursor):
                 was_zero = 1
                 continue
             was_zero = 0
@@ -236,7 +234,7 @@ def build_tables(weights: npt.NDArray[np.int64]) -> TableSet:
 
 
 @njit(cache=True)
-def decode_token(lookup, freq, start, table, states, words, cursor):  # type: ignore[no-untyped-def]
+def decode_token(lookup, freq, start, table, states, words, cursor):
     """Decode one token with the given table."""
     slot = decode_slot(states, cursor)
     token = np.int64(lookup[table, slot])
@@ -245,7 +243,7 @@ def decode_token(lookup, freq, start, table, states, words, cursor):  # type: ig
 
 
 @njit(cache=True)
-def _table_cost_bits(histogram):  # type: ignore[no-untyped-def]
+def _table_cost_bits(histogram):
     """Code length of the symbols of one histogram plus an estimate of what its table costs."""
     total = 0.0
     for a in range(len(histogram)):
@@ -261,7 +259,7 @@ def _table_cost_bits(histogram):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _cluster_kernel(histograms, owner, max_tables):  # type: ignore[no-untyped-def]
+def _cluster_kernel(histograms, owner, max_tables):
     cells, alphabet = histograms.shape
     cost = np.zeros(cells)
     alive = np.zeros(cells, np.bool_)

@@ -18,7 +18,7 @@ WINDOW = 32
 
 
 @njit(cache=True, nogil=True)
-def leaf_centers(leaf_xyz, leaf_depths, leaf_counts, centers, depths):  # type: ignore[no-untyped-def]
+def leaf_centers(leaf_xyz, leaf_depths, leaf_counts, centers, depths):
     """Spread leaves over their Gaussians.
 
     Args:
@@ -38,7 +38,7 @@ def leaf_centers(leaf_xyz, leaf_depths, leaf_counts, centers, depths):  # type: 
 
 
 @njit(cache=True, nogil=True)
-def find_neighbors(centers, neighbors):  # type: ignore[no-untyped-def]
+def find_neighbors(centers, neighbors):
     """The NUM_NEIGHBORS nearest of the WINDOW Gaussians before each one.
 
     Args:

@@ -27,14 +27,14 @@ _DIRECTIONS = 6  # 2 * axis + (1 for the positive side)
 
 
 @njit(cache=True, inline="always")
-def _popcount(v):  # type: ignore[no-untyped-def]
+def _popcount(v):
     v = v - ((v >> 1) & 0x55)
     v = (v & 0x33) + ((v >> 2) & 0x33)
     return (v + (v >> 4)) & 0x0F
 
 
 @njit(cache=True)
-def _stop_context(neighbors, node, siblings):  # type: ignore[no-untyped-def]
+def _stop_context(neighbors, node, siblings):
     """Context of "this cell is a leaf": how many face neighbours and siblings it has."""
     around = 0
     for k in range(_DIRECTIONS):
@@ -44,7 +44,7 @@ def _stop_context(neighbors, node, siblings):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _child_context(neighbors, occupancy, node, child, coded):  # type: ignore[no-untyped-def]
+def _child_context(neighbors, occupancy, node, child, coded):
     """Context of "child `child` of `node` is occupied", given the occupancy `coded` of the children before it.
 
     On each axis one adjacent cell is already known (a sibling, or the child of the lower neighbour) and the other side
@@ -72,7 +72,7 @@ def _child_context(neighbors, occupancy, node, child, coded):  # type: ignore[no
 
 
 @njit(cache=True)
-def _link_children(neighbors, occupancy, first_child, num_nodes, child_neighbors):  # type: ignore[no-untyped-def]
+def _link_children(neighbors, occupancy, first_child, num_nodes, child_neighbors):
     """Face neighbours of all children of a level, from those of their parents."""
     at = 0
     for node in range(num_nodes):
@@ -95,7 +95,7 @@ def _link_children(neighbors, occupancy, first_child, num_nodes, child_neighbors
 
 
 @njit(cache=True, nogil=True)
-def encode_octree(codes, stop_depths, models, intervals, count, leaf_depths, leaf_counts):  # type: ignore[no-untyped-def]
+def encode_octree(codes, stop_depths, models, intervals, count, leaf_depths, leaf_counts):
     """Code the octree of Gaussians sorted by Morton code.
 
     Args:
@@ -142,9 +142,9 @@ def encode_octree(codes, stop_depths, models, intervals, count, leaf_depths, lea
                 count = encode_gamma(models, _COUNT_BASE, b - a - 1, intervals, count)
                 leaf_at[a] = depth + 1
                 continue
-            occ = 0
+            occ = np.int64(0)
             for i in range(a, b):
-                occ |= 1 << np.int64((codes[i] >> shift) & np.uint64(7))
+                occ |= np.int64(1) << np.int64((codes[i] >> shift) & np.uint64(7))
             coded = 0
             for child in range(8):
                 bit = (occ >> child) & 1
@@ -152,7 +152,7 @@ def encode_octree(codes, stop_depths, models, intervals, count, leaf_depths, lea
                     break
                 context = _child_context(neighbors, occupancy, node, child, coded)
                 count = encode_bit(models, context, bit, intervals, count)
-                coded |= bit << child
+                coded |= int(bit) << child
             occupancy[node] = occ
             first_child[node] = children
             i = a
@@ -186,7 +186,7 @@ def encode_octree(codes, stop_depths, models, intervals, count, leaf_depths, lea
 
 
 @njit(cache=True, nogil=True)
-def decode_octree(n, models, states, words, cursor, leaf_xyz, leaf_depths, leaf_counts):  # type: ignore[no-untyped-def]
+def decode_octree(n, models, states, words, cursor, leaf_xyz, leaf_depths, leaf_counts):
     """Decode an octree of n Gaussians.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the tiles of a lossy scene share: steps, colour bases, predictors, contexts and tables (SPEC.md, section 3.1)."""
+"""What the tiles of a lossy scene share: steps, colour bases, predictors, contexts, tables (SPEC.md, section 3.1)."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class Predictor:
 
 
 @njit(cache=True, inline="always")
-def _magnitude_level(x, levels):  # type: ignore[no-untyped-def]
+def _magnitude_level(x, levels):
     """0..levels-1, exact below 4, then two levels an octave."""
     if x < 4:
         return min(x, levels - 1)
@@ -71,7 +71,7 @@ def _magnitude_level(x, levels):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _feature(i, kind, source, values, neighbors, depths):  # type: ignore[no-untyped-def]
+def _feature(i, kind, source, values, neighbors, depths):
     if kind == FEATURE_OWN:
         return np.int64(values[source, i])
     if kind == FEATURE_DEPTH:
@@ -87,7 +87,7 @@ def _feature(i, kind, source, values, neighbors, depths):  # type: ignore[no-unt
 
 
 @njit(cache=True)
-def _predict(i, values, neighbors, depths, bias, kinds, sources, coefficients):  # type: ignore[no-untyped-def]
+def _predict(i, values, neighbors, depths, bias, kinds, sources, coefficients):
     total = np.int64(bias) + (np.int64(1) << (COEFFICIENT_BITS - 1))
     for f in range(len(kinds)):
         total += coefficients[f] * _feature(i, kinds[f], sources[f], values, neighbors, depths)
@@ -95,7 +95,7 @@ def _predict(i, values, neighbors, depths, bias, kinds, sources, coefficients): 
 
 
 @njit(cache=True)
-def _context(i, stream, group, mode, scale, cls, magnitudes, neighbors):  # type: ignore[no-untyped-def]
+def _context(i, stream, group, mode, scale, cls, magnitudes, neighbors):
     """Context cell of residual i of `stream`; `group` is the first stream whose residuals count as its own."""
     near = np.int64(0)
     if mode != CONTEXT_CLASS_OWN and i > 0:
@@ -123,7 +123,7 @@ def _context(i, stream, group, mode, scale, cls, magnitudes, neighbors):  # type
 
 
 @njit(cache=True, nogil=True)
-def feature_matrix(values, neighbors, depths, kinds, sources, matrix):  # type: ignore[no-untyped-def]
+def feature_matrix(values, neighbors, depths, kinds, sources, matrix):
     """(n, F) float64 features of every Gaussian, for fitting predictors."""
     for i in range(matrix.shape[0]):
         for f in range(len(kinds)):
@@ -133,7 +133,7 @@ def feature_matrix(values, neighbors, depths, kinds, sources, matrix):  # type: 
 @njit(cache=True, nogil=True)
 def quantize_stream(
     stream, targets, classes, values, magnitudes, residuals, neighbors, depths, bias, kinds, sources, coefficients
-):  # type: ignore[no-untyped-def]
+):
     """Quantize one stream in a closed loop.
 
     Args:
@@ -156,7 +156,7 @@ def quantize_stream(
 
 
 @njit(cache=True, nogil=True)
-def histogram_stream(stream, group, mode, scale, classes, magnitudes, residuals, neighbors, histogram):  # type: ignore[no-untyped-def]
+def histogram_stream(stream, group, mode, scale, classes, magnitudes, residuals, neighbors, histogram):
     """Add the tokens of a stream to (cells, ALPHABET) int64 `histogram`; returns the number of raw bits."""
     raw = 0
     for i in range(len(classes)):
@@ -184,7 +184,7 @@ def emit_stream(
     count,
     raw,
     position,
-):  # type: ignore[no-untyped-def]
+):
     """Append the stream's intervals and raw bits; returns (count, position)."""
     for i in range(len(classes)):
         cell = _context(i, stream, group, mode, scale, classes[i], magnitudes, neighbors)
@@ -221,7 +221,7 @@ def decode_stream(
     cursor,
     raw,
     position,
-):  # type: ignore[no-untyped-def]
+):
     """Decode one stream into row `stream` of `values` and `magnitudes`; returns the raw bit position.
 
     `context_map` entries must be valid tables; values stay within +-2**28 whatever the stream holds.

@@ -11,7 +11,7 @@ from numba import njit
 
 from ..entropy.adaptive import new_models
 from ..entropy.bits import read_bits, write_bits
-from ..entropy.rans import rans_encode, start_decoding
+from ..entropy.rans import PROB_BITS, PROB_SCALE, rans_encode, start_decoding
 from ..errors import FormatError, TruncatedError
 from ..gaussians import Gaussians, num_sh_coefficients
 from .neighbors import NUM_NEIGHBORS, find_neighbors, leaf_centers
@@ -69,14 +69,14 @@ class TileGrid:
 
 
 @njit(cache=True, nogil=True)
-def morton_codes(means, origin, scale, codes):  # type: ignore[no-untyped-def]
+def morton_codes(means, origin, scale, codes):
     """(n,) uint64 Morton codes, MAX_DEPTH bits an axis, of (n, 3) means times `scale` (cells a unit)."""
     top = np.int64((1 << MAX_DEPTH) - 1)
     for i in range(len(codes)):
         code = np.uint64(0)
         for axis in range(3):
-            cell = min(max(np.int64((np.float64(means[i, axis]) - origin[axis]) * scale), 0), top)
-            v = np.uint64(cell)
+            cell = np.int64((np.float64(means[i, axis]) - origin[axis]) * scale)
+            v = np.uint64(min(max(cell, np.int64(0)), top))
             v = (v | (v << np.uint64(32))) & np.uint64(0x1F00000000FFFF)
             v = (v | (v << np.uint64(16))) & np.uint64(0x1F0000FF0000FF)
             v = (v | (v << np.uint64(8))) & np.uint64(0x100F00F00F00F00F)
@@ -140,7 +140,7 @@ def _compact(v: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 
 
 @njit(cache=True, nogil=True)
-def _emit_positions(cells, depths, values, fractions, exponent, size_step, precision, lower, shape, raw, position):  # type: ignore[no-untyped-def]
+def _emit_positions(cells, depths, values, fractions, exponent, size_step, precision, lower, shape, raw, position):
     """Plain bits of all positions; each axis makes up for the errors of the axes before it (SPEC.md, section 3.6).
 
     `fractions` (n, 3) float64: position in its leaf, 0..1. `shape` (n, 3): L21, L31, L32. `lower` is unused storage
@@ -173,7 +173,7 @@ def _emit_positions(cells, depths, values, fractions, exponent, size_step, preci
 @njit(cache=True, nogil=True)
 def _decode_positions(
     leaf_xyz, leaf_depths, leaf_counts, values, exponent, size_step, precision, origin, raw, position, means
-):  # type: ignore[no-untyped-def]
+):
     at = 0
     for leaf in range(len(leaf_depths)):
         depth = np.int64(leaf_depths[leaf])
@@ -204,34 +204,49 @@ def emit_tile(
     fractions: Floats,
     shape: Floats,
     num_states: int = 8,
-) -> bytes:
-    """The TILE chunk of quantized streams.
+) -> tuple[bytes, npt.NDArray[np.float64]]:
+    """The TILE chunk of quantized streams, and what its bits were spent on.
 
     Args:
         values, magnitudes, residuals: (S, n) int32 from `quantize_stream`.
         fractions: (n, 3) float64 position of every Gaussian in its leaf, 0..1.
         shape: (n, 3) float64 L21, L31, L32 of the coded covariance.
+
+    Returns:
+        the chunk, and (S + 2,) bits: octree, each stream, plain position bits.
     """
     n = values.shape[1]
+    spent = np.zeros(values.shape[0] + 2)
     tables = parameters.table_set()
     intervals = np.empty(len(tree.intervals) + values.size, np.uint32)
     count = len(tree.intervals)
     intervals[:count] = tree.intervals
+    spent[0] = _code_length_bits(tree.intervals)
     raw = np.zeros(n * (4 * values.shape[0] + 12) + 16, np.uint8)
     position = 0
     for stream, model in enumerate(parameters.models):
+        before = count, position
         count, position = emit_stream(
-            stream, stream_group(stream), model.mode, model.scale, stream_classes(stream, values), magnitudes, residuals,
-            tree.neighbors, model.context_map, tables.freq, tables.start, intervals, count, raw, position,
+            stream, stream_group(stream), model.mode, model.scale, stream_classes(stream, values), magnitudes,
+            residuals, tree.neighbors, model.context_map, tables.freq, tables.start, intervals, count, raw, position,
         )  # fmt: skip
+        spent[stream + 1] = _code_length_bits(intervals[before[0] : count]) + position - before[1]
+    before = count, position
     position = _emit_positions(
         tree.cells, tree.depths, values, fractions, grid.exponent, parameters.size_step, parameters.precision,
         np.zeros(3), shape, raw, position,
     )  # fmt: skip
+    spent[-1] = position - before[1]
     coded = rans_encode(intervals[:count], num_states)
     head = _HEAD.pack(num_states.bit_length() - 1, 0, grid.exponent, grid.blur, *grid.origin, len(coded))
     payload = head + coded + raw[: (position + 7) // 8].tobytes()
-    return payload + bytes(max(0, (n + 7) // 8 - len(payload)))
+    return payload + bytes(max(0, (n + 7) // 8 - len(payload))), spent
+
+
+def _code_length_bits(intervals: npt.NDArray[np.uint32]) -> float:
+    """Ideal length of coded intervals; rANS comes within a few bytes of it."""
+    frequencies = np.bincount(intervals >> np.uint32(16), minlength=PROB_SCALE + 1)[1:]
+    return float(frequencies @ (PROB_BITS - np.log2(np.arange(1, PROB_SCALE + 1))))
 
 
 def stream_classes(stream: int, values: Ints) -> Ints:
@@ -338,7 +353,7 @@ def decode_tile(parameters: SceneParameters, payload: bytes, count: int) -> Deco
 
 
 @njit(cache=True, nogil=True)
-def _decode_color(values, basis, step, sh0):  # type: ignore[no-untyped-def]
+def _decode_color(values, basis, step, sh0):
     for i in range(len(sh0)):
         a = values[COLOR_FIRST, i] * step
         b = values[COLOR_FIRST + 1, i] * step
@@ -348,7 +363,7 @@ def _decode_color(values, basis, step, sh0):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _decode_sh(values, color_basis, band_basis, step, shN):  # type: ignore[no-untyped-def]
+def _decode_sh(values, color_basis, band_basis, step, shN):
     bands = band_basis.shape[0]
     mixed = np.zeros((bands, 3))
     for i in range(len(shN)):

@@ -52,7 +52,7 @@ EXP2_TABLE = _exp2_table()
 
 
 @njit(cache=True)
-def exp2_fixed(t):  # type: ignore[no-untyped-def]
+def exp2_fixed(t):
     """2**(t / 1024) for an integer t; the exponent is held to +-500."""
     e = t >> 10
     if e > _MAX_EXPONENT:
@@ -99,7 +99,7 @@ def covariance_factors(
 
 
 @njit(cache=True, nogil=True)
-def decode_covariance(values, first, size_step, shape_step, blur, covariances):  # type: ignore[no-untyped-def]
+def decode_covariance(values, first, size_step, shape_step, blur, covariances):
     """Covariances of a tile.
 
     Args:
@@ -127,7 +127,7 @@ def decode_covariance(values, first, size_step, shape_step, blur, covariances): 
 
 
 @njit(cache=True, nogil=True)
-def decompose_covariance(covariances, smallest, quats, scales):  # type: ignore[no-untyped-def]
+def decompose_covariance(covariances, smallest, quats, scales):
     """Quaternions and log scales of covariances, by Jacobi rotations.
 
     Args:
@@ -206,7 +206,7 @@ def decompose_covariance(covariances, smallest, quats, scales):  # type: ignore[
 
 
 @njit(cache=True)
-def position_bits(edge_exponent, depth, size_value, size_step, precision, cls):  # type: ignore[no-untyped-def]
+def position_bits(edge_exponent, depth, size_value, size_step, precision, cls):
     """Plain bits of a position along one axis inside its leaf, 0..30.
 
     The leaf's edge is 2**(edge_exponent - depth); the step wanted is
@@ -217,7 +217,7 @@ def position_bits(edge_exponent, depth, size_value, size_step, precision, cls): 
 
 
 @njit(cache=True, nogil=True)
-def decode_opacity(values, row, opacity_step, opacities):  # type: ignore[no-untyped-def]
+def decode_opacity(values, row, opacity_step, opacities):
     """(n,) float32 logits from row `row` of `values`: -log2(alpha) in units of `opacity_step` / 1024 octaves."""
     for i in range(len(opacities)):
         alpha = exp2_fixed(-np.int64(max(values[row, i], 0)) * opacity_step)

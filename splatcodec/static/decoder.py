@@ -1,8 +1,8 @@
 """Decoding a still scene: the whole flow on one page.
 
-    container -> PARM -> SceneParameters
-              -> TILE -> rANS -> octree, classes, sizes, shapes, opacity, colour, SH -> Gaussians
-              -> COLD, COLS -> side arrays
+container -> PARM -> SceneParameters
+          -> TILE -> rANS -> octree, classes, sizes, shapes, opacity, colour, SH -> Gaussians
+          -> COLD, COLS -> side arrays
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..stages.tile import MAX_TILE, decode_tile
 
 __all__ = ["decode_lossy", "read_metadata"]
 
-Progress = Callable[[int, int], None]
+Progress = Callable[[str, float], None]
 
 
 def worker_count(threads: int | None) -> int:
@@ -93,7 +93,7 @@ def decode_lossy(
 
     Args:
         threads: tiles decoded at once; the result does not depend on it.
-        progress: called with (tiles done, tiles in all).
+        progress: called with (stage, share done 0..1).
 
     Raises:
         SplatCodecError: the file is damaged or breaks the limits; names file, chunk and byte.
@@ -128,7 +128,7 @@ def decode_lossy(
             for _ in pool.map(work, batch):
                 done += 1
                 if progress:
-                    progress(done, len(entries))
+                    progress("decode", done / len(entries))
     return Gaussians(means, quats, scales, opacities, sh0, shN)
 
 

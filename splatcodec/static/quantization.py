@@ -6,7 +6,7 @@ numbers that result (SceneParameters and integers).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..entropy.tables import ALPHABET, cluster_contexts, quantize_weights
 from ..gaussians import Gaussians, num_sh_coefficients
+from ..preprocess.plan import Steps
 from ..stages.octree import MAX_DEPTH
 from ..stages.parameters import (
     COLOR_CLASS,
@@ -25,7 +26,6 @@ from ..stages.parameters import (
     SH_FIRST,
     SHAPE_FIRST,
     SIZE_FIRST,
-    SceneParameters,
     StreamModel,
     num_streams,
     stream_group,
@@ -45,7 +45,20 @@ from ..stages.streams import (
 from ..stages.tile import MAX_TILE, TileGrid, TileTree, morton_codes, plant_tree, stream_classes
 from ..stages.transform import covariance_factors
 
-__all__ = ["ColorBases", "QuantizedTile", "Steps", "cut_tiles", "fit_parameters", "quantize_tile", "tile_targets"]
+__all__ = [
+    "ColorBases",
+    "QuantizedTile",
+    "Tile",
+    "TileTargets",
+    "choose_contexts",
+    "cut_tiles",
+    "fit_predictors",
+    "fit_scales",
+    "make_tile",
+    "quantize_tile",
+    "tile_histograms",
+    "tile_targets",
+]
 
 _FIT_GAUSSIANS = 1 << 17  # predictors are fitted on at most this many Gaussians
 Floats = npt.NDArray[np.float64]
@@ -53,42 +66,29 @@ Ints = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Base steps of all attributes; a Gaussian of class c uses 2**c of them.
+class Tile:
+    """Which Gaussians a tile holds, in coding order, and its coded octree.
 
     Attributes:
-        size: 1/1024 octaves of sqrt(D).
-        shape: whitened units of the off-diagonals.
-        opacity: 1/1024 octaves of alpha.
-        precision: position step relative to sqrt(D), in 1/1024 octaves.
-        color, sh: SH coefficient units.
-        blur: world units added to covariances, one value a tile.
+        rows: (n,) int64 rows of the scene.
+        grid, tree: geometry of the tile.
     """
 
-    size: int = 16
-    shape: float = 0.0153
-    opacity: int = 16
-    precision: int = -4096
-    color: float = 0.01
-    sh: float = 0.02
-    blur: float = 0.0
+    rows: npt.NDArray[np.int64]
+    grid: TileGrid
+    tree: TileTree
 
 
-@dataclass
+@dataclass(frozen=True)
 class TileTargets:
-    """One tile of the scene, ready to be quantized with any parameters.
+    """The attributes of a tile, ready to be quantized. Made when needed: they are twice the size of the scene.
 
     Attributes:
-        index: (n,) int64 rows of the scene, in coding order.
-        grid, tree: geometry of the tile.
-        targets: (S, n) float64 wanted values in base units; the rows of L21..L32 are not in units yet (see `shape`).
+        targets: (S, n) float64 wanted values in base units; the rows of L21, L31, L32 are those of exact sizes.
         shape: (n, 3) float64 L21, L31, L32 of the coded covariance.
         fractions: (n, 3) float64 position in the leaf, 0..1.
     """
 
-    index: npt.NDArray[np.int64]
-    grid: TileGrid
-    tree: TileTree
     targets: Floats
     shape: Floats
     fractions: Floats
@@ -169,52 +169,51 @@ def cut_tiles(means: npt.NDArray[np.float32], max_tile: int = MAX_TILE) -> list[
     return [order[n * k // count : n * (k + 1) // count] for k in range(count)]
 
 
-def tile_targets(
-    gaussians: Gaussians,
-    rows: npt.NDArray[np.int64],
-    classes: Ints,
-    steps: Steps,
-    bases: ColorBases,
-    alphas: Floats,
-) -> TileTargets:
-    """Order one tile, code its octree and put every attribute in base units.
+def make_tile(scene: Gaussians, rows: npt.NDArray[np.int64], classes: Ints, steps: Steps) -> Tile:
+    """Order one tile and code its octree.
 
     Args:
-        gaussians: the cleaned scene. rows: (n,) its rows in this tile.
+        scene: all coded Gaussians. rows: (n,) its rows in this tile.
         classes: (N, 2) int32 geometry and colour class.
-        alphas: (N,) float64 opacities after the sigmoid.
     """
-    grid = TileGrid.around(gaussians.means[rows], steps.blur)
+    grid = TileGrid.around(scene.means[rows], steps.blur)
     codes = np.empty(len(rows), np.uint64)
     cells_a_unit = float(2.0 ** (MAX_DEPTH - grid.exponent))
-    morton_codes(np.ascontiguousarray(gaussians.means[rows]), np.array(grid.origin), cells_a_unit, codes)
+    morton_codes(np.ascontiguousarray(scene.means[rows]), np.array(grid.origin), cells_a_unit, codes)
     order = np.argsort(codes, kind="stable")
     rows, codes = rows[order], codes[order]
-    scene = gaussians.selected(rows)
-    roots, shape = covariance_factors(scene.normalized_quats(), scene.scales, grid.blur)
-    octaves = np.log2(roots)
-    geometry = classes[rows, 0]
-    finest = octaves.min(1) + geometry + steps.precision / 1024.0
+    part = scene.selected(rows)
+    roots, _ = covariance_factors(part.normalized_quats(), part.scales, grid.blur)
+    finest = np.log2(roots).min(1) + classes[rows, 0] + steps.precision / 1024.0
     stop = np.clip(np.ceil(grid.exponent - finest), 0, MAX_DEPTH).astype(np.int32)
-    tree = plant_tree(codes, stop)
-    edges = np.exp2(grid.exponent - tree.depths.astype(np.float64))[:, None]
-    fractions = (scene.means.astype(np.float64) - np.array(grid.origin)) / edges - tree.cells
-    n = len(rows)
-    targets = np.empty((num_streams(gaussians.sh_degree), n))
-    targets[GEOMETRY_CLASS], targets[COLOR_CLASS] = geometry, classes[rows, 1]
-    targets[SIZE_FIRST : SIZE_FIRST + 3] = octaves.T * (1024.0 / steps.size)
+    return Tile(rows, grid, plant_tree(codes, stop))
+
+
+def tile_targets(scene: Gaussians, tile: Tile, classes: Ints, steps: Steps, bases: ColorBases) -> TileTargets:
+    """Every attribute of a tile in base units."""
+    part = scene.selected(tile.rows)
+    grid = tile.grid
+    roots, shape = covariance_factors(part.normalized_quats(), part.scales, grid.blur)
+    edges = np.exp2(grid.exponent - tile.tree.depths.astype(np.float64))[:, None]
+    fractions = (part.means.astype(np.float64) - np.array(grid.origin)) / edges - tile.tree.cells
+    targets = np.empty((num_streams(scene.sh_degree), len(tile.rows)))
+    targets[GEOMETRY_CLASS], targets[COLOR_CLASS] = classes[tile.rows].T
+    targets[SIZE_FIRST : SIZE_FIRST + 3] = np.log2(roots).T * (1024.0 / steps.size)
     ratios = np.stack([roots[:, 0] / roots[:, 1], roots[:, 0] / roots[:, 2], roots[:, 1] / roots[:, 2]])
     targets[SHAPE_FIRST : SHAPE_FIRST + 3] = shape.T * ratios / steps.shape
-    targets[OPACITY] = -np.log2(np.maximum(alphas[rows], 1.0 / 4096.0)) * (1024.0 / steps.opacity)
-    targets[COLOR_FIRST : COLOR_FIRST + 3] = color_targets(scene, steps, bases)
-    if gaussians.sh_degree:
-        targets[SH_FIRST:] = sh_targets(scene, steps, bases)
-    return TileTargets(rows, grid, tree, targets, shape, np.clip(fractions, 0.0, 1.0))
+    # log2 of the sigmoid, without overflow.
+    octaves = -np.logaddexp(0.0, -part.opacities.astype(np.float64)) / np.log(2.0)
+    targets[OPACITY] = -np.maximum(octaves, -12.0) * (1024.0 / steps.opacity)
+    targets[COLOR_FIRST : COLOR_FIRST + 3] = color_targets(part, steps, bases)
+    if scene.sh_degree:
+        targets[SH_FIRST:] = sh_targets(part, steps, bases)
+    return TileTargets(targets, shape, np.clip(fractions, 0.0, 1.0))
 
 
 def color_targets(scene: Gaussians, steps: Steps, bases: ColorBases) -> Floats:
     """(3, n) sh0 in the colour basis, in base units."""
-    return np.linalg.solve(bases.color / MATRIX_SCALE, scene.sh0[:, 0].astype(np.float64).T) / steps.color
+    inverse = np.linalg.inv(bases.color / MATRIX_SCALE)
+    return (inverse @ scene.sh0[:, 0].astype(np.float64).T) / steps.color
 
 
 def sh_targets(scene: Gaussians, steps: Steps, bases: ColorBases) -> Floats:
@@ -247,17 +246,19 @@ def _features_of(stream: int) -> list[tuple[int, int]]:
     return [*same, (FEATURE_OWN, COLOR_FIRST), (FEATURE_MEAN, COLOR_FIRST)]
 
 
-def _fit_predictor(stream: int, tiles: Sequence[TileTargets], rounded: Sequence[Ints]) -> Predictor:
+def _fit_predictor(
+    stream: int, tiles: Sequence[Tile], exact: Sequence[TileTargets], rounded: Sequence[Ints]
+) -> Predictor:
     """Robust weighted least squares on the unquantized values."""
     features = _features_of(stream)
     kinds = np.array([kind for kind, _ in features], np.int64)
     sources = np.array([source for _, source in features], np.int64)
     parts, wanted, widths = [], [], []
-    for tile, values in zip(tiles, rounded):
+    for tile, targets, values in zip(tiles, exact, rounded):
         matrix = np.empty((values.shape[1], len(features)))
         feature_matrix(values, tile.tree.neighbors, tile.tree.depths, kinds, sources, matrix)
         parts.append(matrix)
-        wanted.append(tile.targets[stream])
+        wanted.append(targets.targets[stream])
         row = GEOMETRY_CLASS if stream < COLOR_FIRST else COLOR_CLASS
         widths.append(np.exp2(values[row]) if stream > COLOR_CLASS else np.ones(values.shape[1]))
     x = np.concatenate([*parts]) if len(parts) > 1 else parts[0]
@@ -284,20 +285,19 @@ def _fit_predictor(stream: int, tiles: Sequence[TileTargets], rounded: Sequence[
     return Predictor(bias, kinds[used], sources[used], coefficients[used])
 
 
-def quantize_tile(tile: TileTargets, models: Sequence[StreamModel], steps: Steps) -> QuantizedTile:
-    """Run the closed loop over all streams of a tile."""
-    streams, n = tile.targets.shape
+def quantize_tile(tile: Tile, exact: TileTargets, models: Sequence[StreamModel], steps: Steps) -> QuantizedTile:
+    """Run the closed loop over the first len(models) streams of a tile; the others stay 0."""
+    streams, n = exact.targets.shape
     q = QuantizedTile(*(np.zeros((streams, n), np.int32) for _ in range(3)))
     roots = np.empty((3, n))
     for stream, model in enumerate(models):
-        classes = stream_classes(stream, q.values)
-        target = tile.targets[stream]
+        target = exact.targets[stream]
         if SHAPE_FIRST <= stream < SHAPE_FIRST + 3:
-            target = _shape_target(stream - SHAPE_FIRST, tile, q.values, roots, steps)
+            target = _shape_target(stream - SHAPE_FIRST, exact.shape, q.values, roots, steps)
         p = model.predictor
         quantize_stream(
-            stream, target, classes, q.values, q.magnitudes, q.residuals, tile.tree.neighbors, tile.tree.depths,
-            p.bias, p.kinds, p.sources, p.coefficients,
+            stream, target, stream_classes(stream, q.values), q.values, q.magnitudes, q.residuals,
+            tile.tree.neighbors, tile.tree.depths, p.bias, p.kinds, p.sources, p.coefficients,
         )  # fmt: skip
         if SIZE_FIRST <= stream < SIZE_FIRST + 3:
             roots[stream - SIZE_FIRST] = _decoded_roots(q.values[stream], steps.size)
@@ -308,9 +308,9 @@ def _decoded_roots(values: Ints, size_step: int) -> Floats:
     return np.exp2(np.clip(values.astype(np.float64) * (size_step / 1024.0), -500, 500))
 
 
-def _shape_target(which: int, tile: TileTargets, values: Ints, roots: Floats, steps: Steps) -> Floats:
+def _shape_target(which: int, shape: Floats, values: Ints, roots: Floats, steps: Steps) -> Floats:
     """L21, L31 or L32 in whitened base units of the decoded sizes; L31 makes up for the error in L21."""
-    l21, l31, l32 = tile.shape.T
+    l21, l31, l32 = shape.T
     if which == 0:
         return l21 * (roots[0] / roots[1]) / steps.shape
     if which == 1:
@@ -319,47 +319,52 @@ def _shape_target(which: int, tile: TileTargets, values: Ints, roots: Floats, st
     return l32 * (roots[1] / roots[2]) / steps.shape
 
 
-def fit_parameters(
-    tiles: Sequence[TileTargets], steps: Steps, bases: ColorBases, sh_degree: int, pool: ThreadPoolExecutor
-) -> SceneParameters:
-    """Fit predictors on some tiles, then contexts and tables on what they leave of all tiles.
+def fit_predictors(
+    tiles: Sequence[Tile],
+    targets_of: Callable[[Tile], TileTargets],
+    streams: int,
+    pool: ThreadPoolExecutor,
+) -> list[StreamModel]:
+    """Fit the predictors of the first `streams` streams on a sample of the tiles.
 
     Args:
-        tiles: all tiles of the scene.
-        pool: threads for independent streams and tiles; results do not depend on their number.
+        targets_of: makes the targets of a tile.
+        pool: threads; the result does not depend on their number.
     """
-    streams = num_streams(sh_degree)
-    chosen = _fit_sample(tiles)
+    total = sum(len(tile.rows) for tile in tiles)
+    chosen = list(tiles[:: max(1, -(-total // _FIT_GAUSSIANS))])
+    if not chosen:
+        return [StreamModel() for _ in range(streams)]
+    exact = list(pool.map(targets_of, chosen))
     limit = float(1 << 27)
-    rounded = [np.clip(np.rint(t.targets), -limit, limit).astype(np.int32) for t in chosen]
-    if chosen:
-        predictors = list(pool.map(lambda s: _fit_predictor(s, chosen, rounded), range(streams)))
-    else:
-        predictors = [Predictor()] * streams
-    models = [StreamModel(p) for p in predictors]
-    if sh_degree:
-        sample = list(pool.map(lambda t: quantize_tile(t, models, steps), chosen))
-        for stream in range(SH_FIRST, streams):
-            mean = np.mean([q.magnitudes[stream].mean() for q in sample]) if sample else 0.0
-            models[stream].mode, models[stream].scale = 3, round(4 * float(mean))
-        del sample
-    weights = _choose_contexts(models, tiles, steps, pool)
-    return SceneParameters(
-        sh_degree, steps.size, steps.opacity, steps.precision,
-        float(np.float32(steps.shape)), float(np.float32(steps.color)), float(np.float32(steps.sh)),
-        bases.color, bases.sh_color, bases.sh_band, models, weights,
-    )  # fmt: skip
+    rounded = [np.clip(np.rint(part.targets), -limit, limit).astype(np.int32) for part in exact]
+    predictors = pool.map(lambda s: _fit_predictor(s, chosen, exact, rounded), range(streams))
+    return [StreamModel(predictor) for predictor in predictors]
 
 
-def _fit_sample(tiles: Sequence[TileTargets]) -> list[TileTargets]:
-    total = sum(len(t.index) for t in tiles)
-    every = max(1, -(-total // _FIT_GAUSSIANS))
-    return list(tiles[::every])
+def fit_scales(
+    models: list[StreamModel],
+    tiles: Sequence[Tile],
+    targets_of: Callable[[Tile], TileTargets],
+    steps: Steps,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """Set mode and expected residual of the SH streams, on the sample that predictors were fitted on."""
+    if len(models) <= SH_FIRST:
+        return
+    total = sum(len(tile.rows) for tile in tiles)
+    chosen = list(tiles[:: max(1, -(-total // _FIT_GAUSSIANS))])
+
+    def means(tile: Tile) -> Floats:
+        return quantize_tile(tile, targets_of(tile), models, steps).magnitudes.mean(1)
+
+    mean = np.mean(list(pool.map(means, chosen)), axis=0) if chosen else np.zeros(len(models))
+    for stream in range(SH_FIRST, len(models)):
+        models[stream].mode, models[stream].scale = 3, round(4 * float(mean[stream]))
 
 
-def _tile_histograms(tile: TileTargets, models: Sequence[StreamModel], steps: Steps) -> list[npt.NDArray[np.int64]]:
+def tile_histograms(tile: Tile, q: QuantizedTile, models: Sequence[StreamModel]) -> list[npt.NDArray[np.int64]]:
     """Token counts of one tile: modes 0 to 2 of each stream before SH, then one of all SH streams together."""
-    q = quantize_tile(tile, models, steps)
     histograms = []
     shared = np.zeros((CONTEXT_CELLS[3], ALPHABET), np.int64)
     for stream, model in enumerate(models):
@@ -383,13 +388,17 @@ def _entropy_bits(counts: npt.NDArray[np.int64]) -> float:
     return float(bits + 4.6 * (counts > 0).sum())
 
 
-def _choose_contexts(
-    models: list[StreamModel], tiles: Sequence[TileTargets], steps: Steps, pool: ThreadPoolExecutor
+def choose_contexts(
+    models: list[StreamModel], histograms: Iterable[list[npt.NDArray[np.int64]]], pool: ThreadPoolExecutor
 ) -> npt.NDArray[np.int64]:
-    """Set mode and context map of every model; returns the table weights."""
+    """Set mode and context map of every model from the `tile_histograms` of all tiles.
+
+    Returns:
+        (T, ALPHABET) int64 table weights.
+    """
     sums: list[npt.NDArray[np.int64]] = []
-    for histograms in pool.map(lambda t: _tile_histograms(t, models, steps), tiles):
-        sums = histograms if not sums else [a + b for a, b in zip(sums, histograms)]
+    for part in histograms:
+        sums = part if not sums else [a + b for a, b in zip(sums, part)]
     if not sums:  # an empty scene still has valid tables
         sums = [np.zeros((CONTEXT_CELLS[mode], ALPHABET), np.int64) for _ in range(SH_FIRST) for mode in (0, 1, 2)]
         sums.append(np.zeros((CONTEXT_CELLS[3], ALPHABET), np.int64))

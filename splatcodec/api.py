@@ -1,0 +1,456 @@
+"""The Python codec API: read, write, compress, decompress, open, verify.
+
+Arrays in, bytes out, and back. Nothing heavy is imported before it is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from .bitstream.container import MAGIC, Chunk, Container, Feature, write_container
+from .errors import FormatError, ParameterError, SplatCodecError
+from .files import PathLike, atomic_write, open_for_reading
+from .gaussians import Gaussians
+from .limits import DEFAULT_LIMITS, Limits
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .preprocess.plan import LossyOptions
+
+__all__ = [
+    "CompressReport",
+    "Scene",
+    "compress",
+    "compress_file",
+    "decompress",
+    "decompress_file",
+    "open",
+    "read",
+    "verify",
+    "write",
+]
+
+Progress = Callable[[str, float], None]
+SUFFIX = ".splc"
+MEDIA_TYPE = "application/vnd.splatcodec"
+
+
+@dataclass
+class CompressReport:
+    """What `compress` did.
+
+    Attributes:
+        num_gaussians: in the input. num_coded: in the file.
+        input_bytes: of the input file, or of the float arrays. size_bytes: of the file written.
+        rate_bits: bits by purpose, such as "octree", "size", "sh", "tables".
+        seconds: by stage.
+        notes: what was changed, dropped or assumed, for people.
+        lossless: whether every value comes back.
+    """
+
+    num_gaussians: int = 0
+    num_coded: int = 0
+    input_bytes: int = 0
+    size_bytes: int = 0
+    lossless: bool = False
+    rate_bits: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def bits_per_gaussian(self) -> float:
+        """Bits of the file per original Gaussian; 0 for an empty scene."""
+        return 8.0 * self.size_bytes / self.num_gaussians if self.num_gaussians else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "num_gaussians": self.num_gaussians,
+            "num_coded": self.num_coded,
+            "input_bytes": self.input_bytes,
+            "size_bytes": self.size_bytes,
+            "bits_per_gaussian": self.bits_per_gaussian,
+            "lossless": self.lossless,
+            "rate_bits": dict(self.rate_bits),
+            "seconds": dict(self.seconds),
+            "notes": list(self.notes),
+        }
+
+
+def is_splc(path: PathLike) -> bool:
+    """Whether the file begins with the magic of `.splc`; a suffix proves nothing."""
+    with open_for_reading(path) as file:
+        return file.read(4) == MAGIC
+
+
+def read(path: PathLike, *, format: str | None = None, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
+    """Read a scene in any known format, `.splc` included.
+
+    Args:
+        path: a file (or a SOG folder).
+        format: name of the format, "splc" or one of `splatcodec.formats.formats()`; None finds out.
+
+    Raises:
+        SplatCodecError: one error that names file, chunk and byte.
+    """
+    from . import formats
+
+    folder = os.path.isdir(path)
+    if format == "splc" or (format is None and not folder and is_splc(path)):
+        with open(path, limits=limits) as scene:
+            return scene.read()
+    if format is None and not folder and os.fspath(path).lower().endswith(SUFFIX):
+        raise FormatError("not a .splc file (bad magic)", file=os.fspath(path), offset=0)
+    return formats.read(path, format=format, limits=limits)
+
+
+def write(
+    gaussians: Gaussians, path: PathLike, *, format: str | None = None, overwrite: bool = False, **options: Any
+) -> None:
+    """Write a scene in the format that the suffix or `format` names.
+
+    Args:
+        options: for `.splc`, those of `compress`.
+
+    Raises:
+        SplatCodecError: the format cannot be written, the file exists, the disk is full.
+    """
+    from . import formats
+
+    if format == "splc" or (format is None and os.fspath(path).lower().endswith(SUFFIX)):
+        payload = compress(gaussians, **options)
+        with atomic_write(path, overwrite) as file:
+            file.write(payload)
+        return
+    if options:
+        raise ParameterError(f"options {', '.join(options)} are for .splc files only")
+    formats.write(gaussians, path, format=format, overwrite=overwrite)
+
+
+def compress(
+    source: Gaussians | PathLike,
+    *,
+    lossless: bool = False,
+    reorder: bool = False,
+    extras: bool = True,
+    options: LossyOptions | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    report: CompressReport | None = None,
+    **lossy: Any,
+) -> bytes:
+    """Compress a scene to the bytes of a `.splc` file.
+
+    Args:
+        source: Gaussians, or a path to read. Only a path to a PLY keeps the file's own header and column order.
+        lossless: every float bit-identical. Otherwise `lossy` says how good.
+        reorder: lossless only: let the Gaussians come back in another order, for fewer bytes.
+        extras: keep side arrays (lossless in both modes).
+        options: lossy settings as an object, instead of `lossy`.
+        threads: worker threads (default: one a core); the bytes do not depend on it.
+        progress: called with (stage, share done 0..1).
+        report: filled in if given.
+        lossy: fields of `LossyOptions`: quality, target_psnr, target_size, effort ...
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        ParameterError: options contradict each other.
+        SplatCodecError: the source cannot be read.
+    """
+    report = report if report is not None else CompressReport()
+    started = time.perf_counter()
+    if lossless:
+        if lossy or options is not None:
+            raise ParameterError(f"lossless takes no {', '.join(lossy) or 'lossy options'}")
+        chunks, features, count = _compress_lossless(source, reorder, extras, threads, limits, report, progress)
+    else:
+        if reorder:
+            raise ParameterError("reorder is for lossless; lossy files never keep the order")
+        from .preprocess.plan import LossyOptions
+
+        if options is None:
+            try:
+                options = LossyOptions(**lossy)
+            except TypeError:
+                known = sorted(LossyOptions.__dataclass_fields__)
+                unknown = [name for name in lossy if name not in known]
+                raise ParameterError(
+                    f"unknown option {', '.join(unknown)}", hint="known: " + ", ".join(known)
+                ) from None
+        elif lossy:
+            raise ParameterError("pass either options or their fields, not both")
+        gaussians = _source_gaussians(source, limits, report)
+        chunks, features, count = _compress_lossy(gaussians, options, extras, threads, report, progress)
+    file = io.BytesIO()
+    report.size_bytes = write_container(file, chunks, num_gaussians=count, features=features)
+    report.seconds["total"] = time.perf_counter() - started
+    return file.getvalue()
+
+
+def _source_gaussians(source: Gaussians | PathLike, limits: Limits, report: CompressReport) -> Gaussians:
+    if isinstance(source, Gaussians):
+        report.input_bytes = source.array_bytes
+        return source
+    gaussians = read(source, limits=limits)
+    path = Path(source)
+    files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
+    report.input_bytes = sum(p.stat().st_size for p in files)
+    return gaussians
+
+
+def _compress_lossy(
+    gaussians: Gaussians,
+    options: LossyOptions,
+    extras: bool,
+    threads: int | None,
+    report: CompressReport,
+    progress: Progress | None,
+) -> tuple[list[Chunk], list[Feature], int]:
+    from .static.encoder import encode_lossy
+
+    report.num_gaussians = gaussians.num_gaussians
+    cleaned, cleaning = gaussians.cleaned()
+    if cleaning:
+        report.notes.append(str(cleaning))
+    encoded = encode_lossy(cleaned, options, threads=threads, progress=progress)
+    report.num_coded = len(encoded.order)
+    report.rate_bits.update(encoded.rate_bits)
+    report.seconds.update(encoded.seconds)
+    report.notes.extend(encoded.notes)
+    chunks = [_meta_chunk(gaussians.metadata), *encoded.chunks]
+    features = [Feature("lossy-1")]
+    if gaussians.extras and not extras:
+        report.notes.append(f"side arrays dropped: {', '.join(gaussians.extras)}")
+    elif gaussians.extras:
+        from .static.lossless import encode_extras
+
+        chunks.extend(encode_extras(cleaned.selected(encoded.order).extras, threads))
+        features.append(Feature("extras-1"))
+    return chunks, features, len(encoded.order)
+
+
+def _meta_chunk(metadata: Any) -> Chunk:
+    facts = {"generator": f"splatcodec {__version__}", **metadata}
+    text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return Chunk("META", text.encode(), critical=False)
+
+
+def _compress_lossless(
+    source: Gaussians | PathLike,
+    reorder: bool,
+    extras: bool,
+    threads: int | None,
+    limits: Limits,
+    report: CompressReport,
+    progress: Progress | None,
+) -> tuple[list[Chunk], list[Feature], int]:
+    from .static.lossless import encode_table, table_of_source
+
+    table, source_bytes, notes = table_of_source(source, extras, limits)
+    count = len(next(iter(table.columns.values()))) if table.columns else 0
+    report.num_gaussians = report.num_coded = count
+    report.input_bytes = source_bytes
+    report.lossless = True
+    report.notes.extend(notes)
+    metadata: dict[str, Any] = dict(source.metadata) if isinstance(source, Gaussians) else {}
+    if not isinstance(source, Gaussians) and not reorder and Path(source).is_file():
+        with open_for_reading(source) as file:
+            metadata["source"] = {
+                "name": Path(source).name,
+                "size_bytes": source_bytes,
+                "sha256": _sha256(file),
+            }
+    chunks = encode_table(table, reorder=reorder, threads=threads, progress=progress)
+    return [_meta_chunk(metadata), *chunks], [Feature("lossless-1")], count
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def compress_file(source: PathLike, path: PathLike, *, overwrite: bool = False, **arguments: Any) -> CompressReport:
+    """`compress` a file into another; the file appears whole or not at all.
+
+    Args:
+        arguments: those of `compress`.
+    """
+    if not overwrite and os.path.lexists(path):
+        raise ParameterError("the file exists", file=os.fspath(path), hint="--overwrite replaces it")
+    report = arguments.pop("report", None) or CompressReport()
+    payload = compress(source, report=report, **arguments)
+    with atomic_write(path, overwrite) as file:
+        file.write(payload)
+    return report
+
+
+class Scene:
+    """An open `.splc` file; chunks are read when asked for.
+
+    Attributes:
+        container: the open container.
+        num_gaussians, metadata, lossless: known without decoding.
+    """
+
+    def __init__(self, container: Container, limits: Limits = DEFAULT_LIMITS) -> None:
+        from .bitstream.metadata import read_metadata
+
+        self.container = container
+        self.limits = limits
+        self.num_gaussians = container.num_gaussians
+        self.metadata = read_metadata(container, limits)
+        self.lossless = container.has_feature("lossless-1")
+
+    def __enter__(self) -> Scene:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.container.close()
+
+    def read(self, *, threads: int | None = None, progress: Progress | None = None) -> Gaussians:
+        """Decode all Gaussians, with side arrays and metadata.
+
+        Raises:
+            SplatCodecError: the file is damaged; names file, chunk and byte.
+        """
+        from .static.decoder import decode_lossy
+
+        if self.lossless:
+            from .static import lossless
+
+            return lossless.decode_gaussians(self.container, self.metadata, self.limits, threads, progress)
+        if not self.container.has_feature("lossy-1"):
+            raise FormatError("the file holds no scene", file=self.container.name)
+        gaussians = decode_lossy(self.container, limits=self.limits, threads=threads, progress=progress)
+        extras = {}
+        if self.container.has_feature("extras-1"):
+            from .static import lossless
+
+            extras = lossless.decode_extras(self.container, self.limits, threads)
+        return gaussians.replaced(extras=extras, metadata=self.metadata)
+
+
+def open(source: PathLike | bytes, *, limits: Limits = DEFAULT_LIMITS) -> Scene:
+    """Open a `.splc` file or its bytes; reads the table of contents and the metadata only.
+
+    Raises:
+        SplatCodecError: not a .splc file, or damaged.
+    """
+    container = Container(io.BytesIO(source)) if isinstance(source, bytes | bytearray) else Container.open(source)
+    try:
+        return Scene(container, limits)
+    except BaseException:
+        container.close()
+        raise
+
+
+def decompress(
+    source: PathLike | bytes,
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Gaussians:
+    """Decode a `.splc` file, or its bytes, to Gaussians.
+
+    Raises:
+        SplatCodecError: damaged, too new or too large; names file, chunk and byte.
+    """
+    with open(source, limits=limits) as scene:
+        return scene.read(threads=threads, progress=progress)
+
+
+def decompress_file(
+    source: PathLike,
+    path: PathLike,
+    *,
+    overwrite: bool = False,
+    format: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Decode a `.splc` file into a file of another format, usually PLY.
+
+    A lossless file made from a PLY gives that PLY back, header and column order included.
+
+    Returns:
+        Facts: num_gaussians, size_bytes, lossless; for a lossless PLY `identical` (the same sha256 as the source, or
+        None where the source's is not known) and `differs`, a list of what does.
+    """
+    if not overwrite and os.path.lexists(path):
+        raise ParameterError("the file exists", file=os.fspath(path), hint="--overwrite replaces it")
+    facts: dict[str, Any] = {}
+    with open(source, limits=limits) as scene:
+        facts["num_gaussians"] = scene.num_gaussians
+        facts["lossless"] = scene.lossless
+        to_ply = format == "ply" or (format is None and os.fspath(path).lower().endswith(".ply"))
+        if scene.lossless and to_ply:
+            from .static import lossless
+
+            facts.update(
+                lossless.write_ply(scene.container, scene.metadata, path, overwrite, limits, threads, progress)
+            )
+        else:
+            write(scene.read(threads=threads, progress=progress), path, format=format, overwrite=overwrite)
+    facts["size_bytes"] = os.path.getsize(path) if os.path.isfile(path) else 0
+    return facts
+
+
+def verify(
+    source: PathLike, *, limits: Limits = DEFAULT_LIMITS, full: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Check a `.splc` file: header, table of contents, every checksum, counts and parameters, without decoding tiles.
+
+    Args:
+        full: decode everything as well.
+
+    Returns:
+        Facts: version, features, num_gaussians, chunks checked, bytes.
+
+    Raises:
+        SplatCodecError: the first thing that is wrong.
+    """
+    from .static.decoder import check_counts, read_parameters
+
+    with open(source, limits=limits) as scene:
+        container = scene.container
+        for k, entry in enumerate(container.chunks):
+            container.check(entry)
+            if progress:
+                progress("check", (k + 1) / len(container.chunks))
+        if scene.lossless:
+            check_counts(container, container.of_type("COLS"), limits)
+        elif container.has_feature("lossy-1"):
+            read_parameters(container)
+            check_counts(container, container.of_type("TILE"), limits)
+        else:
+            raise SplatCodecError("the file holds no scene", file=container.name)
+        if full:
+            scene.read(progress=progress)
+        return {
+            "file": container.name,
+            "version": f"{container.version[0]}.{container.version[1]}",
+            "features": [feature.name for feature in container.features],
+            "num_gaussians": container.num_gaussians,
+            "num_chunks": len(container.chunks),
+            "size_bytes": container.length,
+            "decoded": full,
+        }

@@ -1,0 +1,190 @@
+"""Which Gaussians are coded, and how precisely each: importance becomes classes (techniques A2, A6).
+
+A uniform quantizer of step s on an attribute with sensitivity S adds S s^2 / 12 of squared error to the pictures. With
+s = K / sqrt(S) every attribute adds the same error and gives the same error a bit (equal slope), so K alone is the
+quality. A Gaussian is dropped when keeping it costs more than what its removal does at that slope.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import ParameterError
+from ..gaussians import SH_C0, Gaussians
+from ..render.contribution import Contributions
+
+__all__ = ["LossyOptions", "Plan", "Steps", "Tuning", "make_plan"]
+
+Floats = npt.NDArray[np.float64]
+MAX_CLASS = 15
+
+
+@dataclass(frozen=True)
+class LossyOptions:
+    """What a user asks of the lossy encoder.
+
+    Attributes:
+        quality: 0..100; aims at a covered PSNR of 25 + 0.3 quality dB.
+        target_psnr: covered PSNR in dB instead of `quality`.
+        target_size: bytes the file must not exceed, instead of `quality`.
+        effort: 1 (fastest) to 9 (smallest); docs/cli.md tables what each turns on.
+        prune: leave out Gaussians that cost more than they show.
+        keep_unseen: code Gaussians that no encoder view saw as precisely as faint ones, instead of dropping or
+            coarsening them.
+
+    Raises:
+        ParameterError: a value out of range, or more than one target.
+    """
+
+    quality: float = 60.0
+    target_psnr: float | None = None
+    target_size: int | None = None
+    effort: int = 5
+    prune: bool = True
+    keep_unseen: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.quality <= 100:
+            raise ParameterError(f"quality {self.quality}, expected 0 to 100", field="quality")
+        if self.target_psnr is not None and not 10 <= self.target_psnr <= 80:
+            raise ParameterError(f"target PSNR {self.target_psnr} dB, expected 10 to 80", field="target_psnr")
+        if self.target_size is not None and self.target_size < 1:
+            raise ParameterError(f"target size {self.target_size} bytes", field="target_size")
+        if self.target_psnr is not None and self.target_size is not None:
+            raise ParameterError("a target PSNR and a target size contradict each other")
+        if not 1 <= self.effort <= 9 or int(self.effort) != self.effort:
+            raise ParameterError(f"effort {self.effort}, expected 1 to 9", field="effort")
+
+    @property
+    def wanted_psnr_db(self) -> float:
+        """The covered PSNR aimed at, unless a size is."""
+        return 25.0 + 0.3 * self.quality if self.target_psnr is None else self.target_psnr
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Base steps of all attributes; a Gaussian of class c uses 2**c of them.
+
+    Attributes:
+        size: 1/1024 octaves of sqrt(D).
+        shape: whitened units of the off-diagonals.
+        opacity: 1/1024 octaves of alpha.
+        precision: position step relative to sqrt(D), in 1/1024 octaves.
+        color, sh: SH coefficient units.
+        blur: world units added to covariances before they are factored.
+    """
+
+    size: int = 16
+    shape: float = 0.0153
+    opacity: int = 16
+    precision: int = -5000
+    color: float = 0.01
+    sh: float = 0.01
+    blur: float = 0.0
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The encoder's constants, fitted on scenes other than those reported (docs/design/lossy.md).
+
+    Attributes:
+        size_base: natural log units of sqrt(D) at class 0.
+        shape, opacity, position: step of the attribute over that of the size, in units of each one's own.
+        geometry_top, color_top: largest geometry step (log-scale units) and colour step (SH units).
+        geometry, color, sh: multiples of K for the attribute groups.
+        prune: removal error at which a Gaussian is dropped, over the error its bits would buy elsewhere; below 1
+            because removal errors of neighbours do not simply add.
+        bits_kept: bits a kept Gaussian costs, for pruning.
+        blur_px: blur in pixels of the finest view.
+        weight_exponent: how class follows sensitivity (1/2 is equal slope).
+    """
+
+    size_base: float = 0.0125
+    shape: float = 1.6
+    opacity: float = 1.0
+    position: float = 1.2
+    geometry_top: float = 0.3
+    color_top: float = 1.5
+    geometry: float = 1.6
+    color: float = 1.0
+    sh: float = 1.0
+    prune: float = 0.1
+    bits_kept: float = 60.0
+    blur_px: float = 0.5
+    weight_exponent: float = 0.5
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is coded and how precisely.
+
+    Attributes:
+        kept: (M,) int64 rows of the scene.
+        classes: (M, 2) int32 geometry and colour class.
+        steps: base steps.
+        color_weights: (M,) float64, for the colour bases.
+    """
+
+    kept: npt.NDArray[np.int64]
+    classes: npt.NDArray[np.int32]
+    steps: Steps
+    color_weights: Floats
+
+
+def make_plan(
+    gaussians: Gaussians, contributions: Contributions, slope: float, options: LossyOptions, tuning: Tuning
+) -> Plan:
+    """Turn a slope K into classes, steps and a choice of Gaussians.
+
+    Args:
+        gaussians: cleaned scene of N Gaussians.
+        contributions: its blending statistics over the encoder's views.
+        slope: K: every attribute's step times the square root of its sensitivity.
+    """
+    n = gaussians.num_gaussians
+    c = contributions
+    tiny = 1e-30
+    # Relative change of the covariance: two in log units of sqrt(D).
+    geometry = c.s_cov * 4.0
+    color = c.s_colour * SH_C0**2
+    removal = c.removal_error
+    seen = c.hits > 0
+    # A class 0 step must not be finer than anything needs: put the base at the finest step of the scene's best 0.1 %.
+    wanted_geometry = tuning.geometry * slope / np.maximum(geometry, tiny) ** tuning.weight_exponent
+    wanted_color = tuning.color * slope / np.maximum(color, tiny) ** tuning.weight_exponent
+    top = _top_class(tuning.geometry_top, tuning.size_base)
+    geometry_class = np.clip(np.rint(np.log2(wanted_geometry / tuning.size_base)), 0, top)
+    color_base = float(np.float32(np.clip(np.quantile(wanted_color[seen], 0.02) if seen.any() else 0.05, 1e-4, 0.25)))
+    color_class = np.clip(np.rint(np.log2(wanted_color / color_base)), 0, _top_class(tuning.color_top, color_base))
+    geometry_class[~seen] = top
+    color_class[~seen] = _top_class(tuning.color_top, color_base)
+    kept = np.ones(n, bool)
+    if options.prune:
+        price = 2 * np.log(2) / 12 * slope**2
+        kept = removal > tuning.prune * price * tuning.bits_kept
+        if options.keep_unseen:
+            kept |= ~seen
+        if not kept.any() and n:
+            kept[np.argmax(removal)] = True
+    steps = Steps(
+        size=max(1, round(tuning.size_base / np.log(2) * 1024)),
+        shape=float(np.float32(tuning.size_base * tuning.shape)),
+        opacity=max(1, round(tuning.size_base * tuning.opacity / np.log(2) * 1024)),
+        precision=round(np.log2(tuning.size_base * tuning.position) * 1024),
+        color=color_base,
+        sh=float(np.float32(color_base * tuning.sh)),
+    )
+    rows = np.flatnonzero(kept)
+    pixel = c.pixel_size[rows]
+    pixel = pixel[np.isfinite(pixel) & (pixel > 0)]
+    if len(pixel):
+        steps = replace(steps, blur=float(np.float32(tuning.blur_px * np.quantile(pixel, 0.05))))
+    classes = np.stack([geometry_class, color_class], 1).astype(np.int32)[rows]
+    return Plan(rows, classes, steps, color[rows])
+
+
+def _top_class(largest: float, base: float) -> int:
+    return int(np.clip(np.floor(np.log2(max(largest / base, 1.0)) + 0.5), 0, MAX_CLASS))

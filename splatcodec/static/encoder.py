@@ -1,0 +1,324 @@
+"""Encoding a still scene: the whole flow on one page.
+
+Gaussians -> importance over the encoder's views -> slope K -> which are kept, classes, steps   (preprocess)
+          -> tiles: order, octree -> closed-loop prediction -> contexts, tables -> PARM, TILE    (stages, entropy)
+          -> decode, render, compare with the original -> better K, until quality or size is met
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ..bitstream.container import Chunk
+from ..errors import ParameterError
+from ..gaussians import Gaussians, concatenated
+from ..metrics.psnr import covered_psnr_db
+from ..preprocess.plan import LossyOptions, Plan, Tuning, make_plan
+from ..render.camera import Camera, encoder_cameras
+from ..render.contribution import Contributions, contributions
+from ..render.cpu import render
+from ..render.rendering import Rendering
+from ..stages.parameters import COLOR_FIRST, OPACITY, SH_FIRST, SIZE_FIRST, SceneParameters, num_streams
+from ..stages.tile import decode_tile, emit_tile
+from .decoder import worker_count
+from .quantization import (
+    ColorBases,
+    Tile,
+    TileTargets,
+    choose_contexts,
+    cut_tiles,
+    fit_predictors,
+    fit_scales,
+    make_tile,
+    quantize_tile,
+    tile_histograms,
+    tile_targets,
+)
+
+__all__ = ["EncodedTiles", "decode_encoded", "encode_lossy", "encode_tiles"]
+
+Progress = Callable[[str, float], None]
+
+
+@dataclass
+class EncodedTiles:
+    """Chunks of a lossy scene, with the order in which they hold the Gaussians.
+
+    Attributes:
+        chunks: PARM, then TILE chunks.
+        order: (M,) int64 rows of the scene in decoding order.
+        parameters: what PARM holds.
+        rate_bits: bits by what they were spent on.
+        seconds: by stage. notes: for people.
+    """
+
+    chunks: list[Chunk]
+    order: npt.NDArray[np.int64]
+    parameters: SceneParameters
+    rate_bits: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the chunks."""
+        return sum(len(chunk.payload) for chunk in self.chunks)
+
+
+def encode_tiles(gaussians: Gaussians, plan: Plan, pool: ThreadPoolExecutor) -> EncodedTiles:
+    """Code the kept Gaussians of a cleaned scene.
+
+    Args:
+        gaussians: finite values only (`Gaussians.cleaned`).
+        pool: worker threads; the bytes do not depend on their number.
+    """
+    scene = gaussians.selected(plan.kept)
+    steps, classes = plan.steps, plan.classes
+    bases = ColorBases.fit(scene, plan.color_weights)
+    tiles = list(pool.map(lambda rows: make_tile(scene, rows, classes, steps), cut_tiles(scene.means)))
+
+    def targets_of(tile: Tile) -> TileTargets:
+        return tile_targets(scene, tile, classes, steps, bases)
+
+    models = fit_predictors(tiles, targets_of, num_streams(scene.sh_degree), pool)
+    fit_scales(models, tiles, targets_of, steps, pool)
+    weights = choose_contexts(
+        models,
+        pool.map(lambda t: tile_histograms(t, quantize_tile(t, targets_of(t), models, steps), models), tiles),
+        pool,
+    )
+    parameters = SceneParameters(
+        scene.sh_degree, steps.size, steps.opacity, steps.precision, steps.shape, steps.color, steps.sh,
+        bases.color, bases.sh_color, bases.sh_band, models, weights,
+    )  # fmt: skip
+    parameters.table_set()
+
+    def emit(tile: Tile) -> tuple[bytes, npt.NDArray[np.float64]]:
+        exact = targets_of(tile)
+        q = quantize_tile(tile, exact, models, steps)
+        return emit_tile(
+            parameters, tile.grid, tile.tree, q.values, q.magnitudes, q.residuals, exact.fractions, exact.shape
+        )
+
+    chunks = [Chunk("PARM", parameters.to_bytes())]
+    spent = np.zeros(len(models) + 2)
+    for k, (tile, (payload, bits)) in enumerate(zip(tiles, pool.map(emit, tiles))):
+        chunks.append(Chunk("TILE", payload, tile=k, count=len(tile.rows)))
+        spent += bits
+    order = np.concatenate([tile.rows for tile in tiles]) if tiles else np.zeros(0, np.int64)
+    streams = spent[1:-1]
+    rate_bits = {
+        "parameters": 8.0 * len(chunks[0].payload),
+        "positions": float(spent[0] + spent[-1]),
+        "classes": float(streams[:SIZE_FIRST].sum()),
+        "covariance": float(streams[SIZE_FIRST:OPACITY].sum()),
+        "opacity": float(streams[OPACITY]),
+        "color": float(streams[COLOR_FIRST:SH_FIRST].sum()),
+        "sh": float(streams[SH_FIRST:].sum()),
+    }
+    return EncodedTiles(chunks, plan.kept[order], parameters, rate_bits)
+
+
+def decode_encoded(encoded: EncodedTiles, pool: ThreadPoolExecutor) -> Gaussians:
+    """What a decoder makes of the chunks, in their order."""
+    parts = list(
+        pool.map(
+            lambda c: decode_tile(encoded.parameters, c.payload, c.count).gaussians(),
+            [chunk for chunk in encoded.chunks if chunk.type == "TILE"],
+        )
+    )
+    if not parts:
+        return Gaussians.empty(encoded.parameters.sh_degree)
+    return concatenated(parts)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What an effort level turns on (table in docs/cli.md).
+
+    Attributes:
+        pixels: pixels of all importance views together; more of them, and smaller, beat few large ones.
+        views: most importance views.
+        trials: most encodings to meet the quality aimed at; 1 trusts the model of the slope.
+        check_views: views a trial is judged on.
+    """
+
+    pixels: int
+    views: int
+    trials: int
+    check_views: int
+
+
+_EFFORTS = {
+    1: Effort(1_000_000, 24, 1, 0),
+    2: Effort(2_000_000, 32, 1, 0),
+    3: Effort(3_000_000, 48, 2, 6),
+    4: Effort(5_000_000, 80, 3, 8),
+    5: Effort(8_000_000, 128, 4, 10),
+    6: Effort(12_000_000, 192, 4, 12),
+    7: Effort(20_000_000, 256, 5, 16),
+    8: Effort(32_000_000, 384, 6, 20),
+    9: Effort(48_000_000, 512, 6, 24),
+}
+_IMPORTANCE_SEED, _CHECK_SEED = 0, 1
+_TOLERANCE_DB = 0.25
+_DB_PER_OCTAVE = -5.5  # how the PSNR follows K before two trials tell
+
+
+def encode_lossy(
+    gaussians: Gaussians,
+    options: LossyOptions,
+    *,
+    tuning: Tuning | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> EncodedTiles:
+    """Encode a cleaned scene to the quality or size asked for.
+
+    Args:
+        gaussians: finite values only (`Gaussians.cleaned`).
+        tuning: the encoder's constants.
+        threads: worker threads; the bytes do not depend on it.
+        progress: called with (stage, share done).
+
+    Raises:
+        ParameterError: the target size cannot be met.
+    """
+    tuning = tuning or Tuning()
+    tell = progress or (lambda stage, share: None)
+    effort = _EFFORTS[options.effort]
+    seconds: dict[str, float] = {}
+    with ThreadPoolExecutor(worker_count(threads)) as pool:
+        clock = time.perf_counter()
+        cameras = _importance_cameras(gaussians, effort)
+        measured = contributions(
+            gaussians, cameras, num_threads=threads, progress=lambda k, n: tell("importance", k / n)
+        )
+        seconds["importance"] = time.perf_counter() - clock
+        clock = time.perf_counter()
+        if options.target_size is not None:
+            best = _meet_size(gaussians, measured, options, tuning, effort, pool, tell)
+        else:
+            best = _meet_quality(gaussians, measured, options, tuning, effort, pool, tell)
+        seconds["coding"] = time.perf_counter() - clock
+    best.seconds = seconds
+    dropped = gaussians.num_gaussians - len(best.order)
+    if dropped:
+        best.notes.append(f"{dropped} Gaussians left out that showed less than they cost")
+    return best
+
+
+def _importance_cameras(gaussians: Gaussians, effort: Effort) -> list[Camera]:
+    """Views for importance: the larger the scene the fewer, since a view costs time by Gaussian as well as by pixel."""
+    share = min(1.0, 150_000 / max(gaussians.num_gaussians, 1))
+    views = max(12, round(effort.views * share**0.5))
+    size_px = int(np.clip(16 * round((effort.pixels / views) ** 0.5 / 16), 128, 400))
+    return encoder_cameras(gaussians, num_views=views, size_px=size_px, seed=_IMPORTANCE_SEED)
+
+
+def _first_slope(measured: Contributions, wanted_psnr_db: float) -> float:
+    """K at which the model's error is the one wanted: each of about 12 numbers a Gaussian adds K^2 / 12."""
+    pixels = float(measured.sum_weight.sum())
+    active = float((measured.hits > 0).sum())
+    error = 10.0 ** (-wanted_psnr_db / 10.0)
+    return float(np.sqrt(max(error * 3.0 * max(pixels, 1.0), 1e-30) / max(active, 1.0)))
+
+
+def _meet_quality(
+    gaussians: Gaussians,
+    measured: Contributions,
+    options: LossyOptions,
+    tuning: Tuning,
+    effort: Effort,
+    pool: ThreadPoolExecutor,
+    tell: Progress,
+) -> EncodedTiles:
+    """Secant steps on log2 K until the check views are within tolerance of the PSNR wanted."""
+    wanted = options.wanted_psnr_db
+    slope = np.log2(_first_slope(measured, wanted))
+    cameras: list[Camera] = []
+    originals: list[Rendering] = []
+    if effort.trials > 1:
+        size_px = 512 if gaussians.num_gaussians < 300_000 else 384
+        cameras = encoder_cameras(gaussians, num_views=effort.check_views, size_px=size_px, seed=_CHECK_SEED)
+        originals = [render(gaussians, camera) for camera in cameras]
+    tried: list[tuple[float, float]] = []
+    best: tuple[float, EncodedTiles] | None = None
+    for trial in range(effort.trials):
+        tell("coding", trial / effort.trials)
+        encoded = encode_tiles(gaussians, make_plan(gaussians, measured, 2.0**slope, options, tuning), pool)
+        if not cameras or not gaussians.num_gaussians:
+            return encoded
+        decoded = decode_encoded(encoded, pool)
+        psnr = float(np.mean([covered_psnr_db(a, render(decoded, c)) for a, c in zip(originals, cameras)]))
+        miss = wanted - psnr
+        if best is None or abs(miss) < best[0]:
+            best = abs(miss), encoded
+        if abs(miss) < _TOLERANCE_DB:
+            break
+        tried.append((slope, psnr))
+        slope += float(np.clip(miss / _gradient(tried), -4.0, 4.0))
+    assert best is not None
+    tell("coding", 1.0)
+    return best[1]
+
+
+def _gradient(tried: list[tuple[float, float]]) -> float:
+    """dB an octave of K, from the two trials nearest each other in time; always clearly negative."""
+    if len(tried) < 2 or tried[-1][0] == tried[-2][0]:
+        return _DB_PER_OCTAVE
+    return min((tried[-1][1] - tried[-2][1]) / (tried[-1][0] - tried[-2][0]), -2.0)
+
+
+def _meet_size(
+    gaussians: Gaussians,
+    measured: Contributions,
+    options: LossyOptions,
+    tuning: Tuning,
+    effort: Effort,
+    pool: ThreadPoolExecutor,
+    tell: Progress,
+) -> EncodedTiles:
+    """Find the largest encoding that does not exceed the target size, and uses at least 97 % of it."""
+    assert options.target_size is not None
+    budget = options.target_size - _CONTAINER_BYTES
+    slope = np.log2(_first_slope(measured, 43.0))
+    below: tuple[float, int, EncodedTiles] | None = None  # slope, bytes
+    above: tuple[float, int] | None = None
+    trials = 14
+    for trial in range(trials):
+        tell("coding", trial / trials)
+        encoded = encode_tiles(gaussians, make_plan(gaussians, measured, 2.0**slope, options, tuning), pool)
+        size = encoded.size_bytes
+        if size <= budget:
+            if below is None or size > below[1]:
+                below = slope, size, encoded
+            if size >= 0.985 * budget:
+                break
+        elif above is None or size < above[1]:
+            above = slope, size
+        if below and above:
+            # Log size is close to linear in log K; aim a little below the budget.
+            share = np.log(0.993 * budget / below[1]) / np.log(above[1] / below[1])
+            slope = below[0] + float(np.clip(share, 0.05, 0.95)) * (above[0] - below[0])
+        else:
+            slope += float(np.clip(2.0 * np.log2(size / (0.993 * max(budget, 1))), -4.0, 4.0)) or 0.1
+        if below and not above and below[0] < -40:
+            break  # nothing finer to spend bytes on
+    tell("coding", 1.0)
+    if below is None:
+        raise ParameterError(
+            f"the scene does not fit in {options.target_size} bytes; the smallest tried has {above[1] if above else 0}",
+            field="target_size",
+        )
+    return below[2]
+
+
+# Header, table of contents and a usual metadata chunk, kept free by `target_size`.
+_CONTAINER_BYTES = 1024
