@@ -150,7 +150,7 @@ class PlyHeader:
 
     @property
     def byte_order(self) -> str:
-        """ "<" or ">", as numpy writes it; "=" for ascii."""
+        """As numpy writes it: "<" or ">", and "=" for ascii."""
         return _BYTE_ORDERS[self.format]
 
     def element(self, name: str) -> PlyElement | None:
@@ -188,7 +188,7 @@ def parse_header(buffer: bytes) -> PlyHeader:
 
     >>> header = parse_header(b"ply\\nformat ascii 1.0\\nelement vertex 2\\nproperty float x\\nend_header\\n1\\n2\\n")
     >>> header.elements[0].count, header.elements[0].names, header.data_offset
-    (2, ('x',), 62)
+    (2, ('x',), 66)
     """
     if re.match(rb"ply[ \t]*[\r\n]", buffer) is None:
         if b"ply".startswith(buffer[:3].strip()):
@@ -650,7 +650,8 @@ def write(gaussians: Gaussians, file: BinaryIO) -> None:
     """
     columns = _output_columns(gaussians)
     dtype = np.dtype([(name, values.dtype.newbyteorder("<")) for name, values in columns])
-    comments = [" ".join(re.split("[\r\n]+", str(comment))) for comment in gaussians.metadata.get("comments", ())]
+    stated = gaussians.metadata.get("comments", ())
+    comments = [" ".join(re.split("[\r\n]+", str(text))) for text in ([stated] if isinstance(stated, str) else stated)]
     antialiased = gaussians.metadata.get("antialiased")
     if antialiased is not None and _stated_antialiased(comments) != antialiased:
         comments.append(f"SplatRenderMode: {'mip' if antialiased else 'default'}")
@@ -817,7 +818,7 @@ def is_compressed(header: PlyHeader) -> bool:
 
 
 def sniff_header(head: bytes) -> str | None:
-    """ "compressed" or "plain" if `head` begins a PLY file, else None. Needs no whole header."""
+    """Say "compressed" or "plain" if `head` begins a PLY file, else None. Needs no whole header."""
     if re.match(rb"ply[ \t]*[\r\n]", head) is None:
         return None
     text = head.partition(b"end_header")[0]

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,7 @@ _META = "meta.json"
 _ZIP_MAGIC = b"PK\x03\x04"
 # No separators, so nothing outside the folder or bundle can be meant; and nothing that is not text (lone surrogates).
 _PLAIN_NAME = re.compile(r"[^/\\:\0\ud800-\udfff]{1,255}")
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 _PALETTE_COLUMNS = 64
 _MAX_PALETTE = 65536
 _CODEBOOK = 256
@@ -56,6 +57,7 @@ _SLACK_PIXELS = 1 << 20
 # WebP packs equal pixels into nothing, so the size of a file does not bound its pixels. Real scenes need bytes for each
 # Gaussian; this many Gaussians a byte is what the other formats' compressors can reach at most.
 _MAX_GAUSSIANS_PER_BYTE = 1024
+_PILLOW_LOCK = threading.Lock()
 
 
 # ------------------------------------------------------------------------------------------------------ containers
@@ -71,14 +73,15 @@ class _Source(Protocol):
 
 
 class _Folder:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, meta_name: str = _META) -> None:
         self._folder = folder
+        self._meta_name = meta_name
         self.size_bytes = 0
         with contextlib.suppress(OSError):
             self.size_bytes = sum(entry.stat().st_size for entry in folder.iterdir() if entry.is_file())
 
     def read(self, name: str, limit_bytes: int) -> bytes:
-        path = self._folder / name
+        path = self._folder / (self._meta_name if name == _META else name)
         if not os.path.lexists(path):
             raise FormatError(f"there is no {name} in the folder", chunk=name)
         try:
@@ -129,6 +132,8 @@ def _zip_errors(chunk: str | None, offset: int | None) -> Iterator[None]:
     except SplatCodecError:
         raise
     except zipfile.BadZipFile as error:
+        if "not a zip file" in str(error):  # it begins like one, so its end is missing
+            raise TruncatedError("the ZIP has no directory at its end", chunk=chunk, offset=offset) from None
         kind = ChecksumError if "CRC" in str(error) else FormatError
         raise kind(f"ZIP: {error}", chunk=chunk, offset=offset) from None
     except EOFError:
@@ -151,13 +156,11 @@ def _opened(path: Path) -> Iterator[_Source]:
         head = handle.read(4)
         if head != _ZIP_MAGIC:
             if head.lstrip()[:1] == b"{" or path.name == _META:
-                yield _Folder(path.parent)
+                yield _Folder(path.parent, path.name)
                 return
             raise FormatError(f"neither a ZIP nor a {_META}: begins with {head.hex(' ')}", offset=0)
         size_bytes = handle.seek(0, 2)
-        with _zip_errors(None, None):
-            if not zipfile.is_zipfile(handle):
-                raise TruncatedError("the ZIP has no directory at its end", offset=size_bytes)
+        with _zip_errors(None, size_bytes):
             archive = zipfile.ZipFile(handle)
         with archive:
             yield _Bundle(archive, size_bytes)
@@ -199,13 +202,19 @@ class _Json:
         return int(value)
 
     def number(self, key: str) -> float:
-        return _number(self._members.get(key), self._where + key)
+        value = self._members.get(key)
+        if not _is_number(value):
+            _fail(f"{str(value)[:40]!r} is not a finite number", self._where + key)
+        return float(value)
 
     def numbers(self, key: str, count: int) -> npt.NDArray[np.float64]:
         values = self._take(key, list, "a list")
         if len(values) != count:
             _fail(f"has {len(values)} numbers, expected {count}", self._where + key)
-        return np.array([_number(value, f"{self._where}{key}[{i}]") for i, value in enumerate(values)])
+        for i, value in enumerate(values):
+            if not _is_number(value):
+                _fail(f"{str(value)[:40]!r} is not a finite number", f"{self._where}{key}[{i}]")
+        return np.array(values, np.float64)
 
     def files(self, count: int) -> list[str]:
         names = self._take("files", list, "a list")
@@ -217,12 +226,10 @@ class _Json:
         return names
 
 
-def _number(value: Any, field: str) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):
-            if math.isfinite(value) and abs(value) <= np.finfo(np.float32).max:
-                return float(value)
-    _fail(f"{str(value)[:40]!r} is not a finite number", field)
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a JSON value is a number that float32 can hold; True and False are none."""
+    # Compared as Python numbers, so that integers of any length are safe; infinity is larger than the bound.
+    return type(value) in (int, float) and -_MAX_FLOAT32 <= value <= _MAX_FLOAT32
 
 
 def _parse_meta(text: bytes) -> _Json:
@@ -286,9 +293,10 @@ def _decode_webp(content: bytes, name: str, size: tuple[int, int]) -> npt.NDArra
     if not getattr(WebPImagePlugin, "SUPPORTED", True):
         raise BackendUnavailableError("this Pillow was built without WebP", hint="pip install --upgrade pillow")
     try:
-        # The plugin itself, not Image.open: no other decoder is tried, and the global limit on pixels, smaller than
-        # legal scenes need, is left as it is; the size has been compared with ours.
-        with WebPImagePlugin.WebPImageFile(io.BytesIO(content)) as image:
+        # The plugin itself, not Image.open, so that no other decoder is tried.
+        with _pillow_allows(size[0] * size[1]):
+            opened = WebPImagePlugin.WebPImageFile(io.BytesIO(content))
+        with opened as image:
             if image.size != size or getattr(image, "n_frames", 1) != 1:
                 raise FormatError("the image is not the one its header describes", chunk=name)
             pixels = np.asarray(image.convert("RGBA"))
@@ -297,6 +305,24 @@ def _decode_webp(content: bytes, name: str, size: tuple[int, int]) -> npt.NDArra
     except Exception as error:  # Pillow raises many kinds on damaged images
         raise FormatError(f"damaged WebP image: {error}", chunk=name) from None
     return pixels
+
+
+@contextlib.contextmanager
+def _pillow_allows(pixels: int) -> Iterator[None]:
+    """Raise Pillow's limit on pixels, smaller than large scenes need, while an image whose size is checked is opened.
+
+    The limit is the whole process's, so it is touched only where it must be, and never lowered.
+    """
+    from PIL import Image
+
+    with _PILLOW_LOCK:
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and limit < pixels:
+            Image.MAX_IMAGE_PIXELS = pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 class _Textures:
@@ -343,9 +369,13 @@ def _means(meta: _Json, textures: _Textures) -> npt.NDArray[np.float32]:
     codes = textures.pixels(high_name)[:, :3].astype(np.uint16) << 8
     codes |= textures.pixels(low_name)[:, :3]
     out = np.empty(codes.shape, np.float32)
+    every_code = np.arange(65536, dtype=np.uint16)
     for axis in range(3):
-        n = low[axis] + extent[axis] * (np.arange(65536) / 65535)
-        out[:, axis] = lookup(codes[:, axis], np.sign(n) * np.expm1(np.abs(n)))
+        # The exponential of each code once, or of each Gaussian, whichever are fewer.
+        chosen = every_code if len(codes) > len(every_code) else codes[:, axis]
+        n = low[axis] + extent[axis] * (chosen / 65535)
+        values = np.sign(n) * np.expm1(np.abs(n))
+        out[:, axis] = lookup(codes[:, axis], values) if chosen is every_code else values
     return out
 
 

@@ -39,6 +39,7 @@ from .base import Format
 __all__ = ["FORMAT", "read"]
 
 _MAGIC = b"NGSP"
+_MAGIC_4 = b"NGSP\x04\0\0\0"
 _GZIP_MAGIC = b"\x1f\x8b"
 _HEADER = struct.Struct("<4sIIBBBB")
 # Version 4 goes on where the earlier header has its reserved byte, which becomes the number of streams.
@@ -163,9 +164,9 @@ def _read_arrays(handle: BinaryIO, limits: Limits) -> tuple[_Header, dict[str, n
     head = b""
     while len(head) < _HEADER.size and (more := source.read(_HEADER.size - len(head))):
         head += more
-    header = _parse_header(head, limits)
-    if header.version == 4:
+    if head[:8] == _MAGIC_4:
         raise FormatError("version 4 inside gzip", chunk="header", offset=0)
+    header = _parse_header(head, limits)
     sizes = header.stream_bytes()
     total = sum(sizes.values())
     if total > size_bytes * (_MAX_DEFLATE_RATIO if packed else 1):
@@ -371,7 +372,7 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         head = handle.read(8)
         handle.seek(0)
         unpack: Callable[[str], npt.NDArray[np.uint8]]
-        if head[:4] == _MAGIC and head[4:8] == b"\x04\0\0\0":
+        if head == _MAGIC_4:
             header, unpack, extensions = _read_streams(handle, limits)
         else:
             header, arrays, extensions = _read_arrays(handle, limits)
