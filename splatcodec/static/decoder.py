@@ -7,11 +7,9 @@ container -> PARM -> SceneParameters
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +20,7 @@ from ..limits import DEFAULT_LIMITS, Limits
 from ..stages.parameters import SceneParameters
 from ..stages.tile import MAX_TILE, decode_tile
 
-__all__ = ["decode_lossy", "read_metadata"]
+__all__ = ["decode_lossy"]
 
 Progress = Callable[[str, float], None]
 
@@ -30,27 +28,6 @@ Progress = Callable[[str, float], None]
 def worker_count(threads: int | None) -> int:
     """Number of threads to use: given, or one a core."""
     return max(1, threads if threads else os.cpu_count() or 1)
-
-
-def read_metadata(container: Container, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
-    """The META object, or an empty one.
-
-    Raises:
-        FormatError: not a JSON object.
-    """
-    entries = container.of_type("META")
-    if not entries:
-        return {}
-    text = container.read(entries[0], limits.max_json_bytes)
-    try:
-        metadata = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FormatError(
-            f"metadata is not JSON: {error}", file=container.name, chunk="META", offset=entries[0].offset
-        ) from None
-    if not isinstance(metadata, dict):
-        raise FormatError("metadata is not an object", file=container.name, chunk="META", offset=entries[0].offset)
-    return metadata
 
 
 def check_counts(container: Container, entries: Sequence[ChunkEntry], limits: Limits) -> int:
