@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ..errors import SplatCodecWarning
+from ..errors import SplatCodecError, SplatCodecWarning
 
 __all__ = ["Console", "jsonable"]
 
@@ -41,9 +41,18 @@ class Console:
         return self.verbosity > 0
 
     def result(self, text: str) -> None:
-        """Print what the command was called for."""
+        """Print what the command was called for.
+
+        Raises:
+            SplatCodecError: stdout cannot be written, unless nobody reads it any more (BrokenPipeError).
+        """
         self._clear_bar()
-        print(text)
+        try:
+            print(text)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise SplatCodecError(f"cannot write the result: {error.strerror or error}") from None
 
     def summary(self, text: str) -> None:
         """Print what was done, where the real result is a file."""

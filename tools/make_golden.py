@@ -1,0 +1,336 @@
+#!/usr/bin/env python3
+"""Golden files: bitstreams/golden/<case>/{stream.splc, expected.npz, case.json} (bitstreams/README.md).
+
+    python tools/make_golden.py                  # what today's encoder would write, and how it differs from the files
+    python tools/make_golden.py --write          # write cases that are missing or differ
+    python tools/make_golden.py lossy-sh3        # some cases only
+
+tests/test_golden.py holds the decoder to the files; only this program writes them, and only when told. A case of a
+released version is never changed: it gets a new neighbour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import numpy.typing as npt
+
+from splatcodec import api
+from splatcodec.bitstream.container import MAJOR, MINOR
+from splatcodec.errors import SplatCodecError
+from splatcodec.gaussians import Gaussians
+from splatcodec.preprocess.plan import LossyOptions
+from splatcodec.sample import sample_scene
+from splatcodec.static import encoder
+
+__all__ = ["ARRAYS", "CASES", "GOLDEN", "Case", "arrays_of", "encode", "structure"]
+
+ROOT = Path(__file__).resolve().parent.parent
+GOLDEN = ROOT / "bitstreams" / "golden"
+ARRAYS = ("means", "quats", "scales", "opacities", "sh0", "shN")
+_SEED = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One golden file.
+
+    Attributes:
+        exercises: what it is for.
+        source: makes the scene, or the bytes of a PLY file.
+        options: arguments of `api.compress`.
+        max_tile: Gaussians a tile, where smaller than the encoder's own choice, so that a small file has several.
+    """
+
+    exercises: str
+    source: Callable[[], Gaussians | bytes]
+    options: dict[str, Any] = field(default_factory=dict)
+    max_tile: int | None = None
+
+
+# --- scenes -----------------------------------------------------------------------------------------------------------
+
+
+def _scene(count: int, sh_degree: int = 3) -> Gaussians:
+    scene = sample_scene(count, _SEED)
+    return scene.replaced(shN=scene.shN[:, : (sh_degree + 1) ** 2 - 1])
+
+
+def _far_and_tiny() -> Gaussians:
+    """A millimetre scene far from the origin, as photogrammetry in map coordinates gives: positions collide."""
+    scene = _scene(200, 1)
+    return scene.replaced(means=scene.means * 0.001 + [1e5, -2e5, 50.0], scales=scene.scales + np.log(0.001))
+
+
+def _same_place() -> Gaussians:
+    scene = _scene(150, 0)
+    means = scene.means.copy()
+    means[:100] = means[0]
+    return scene.replaced(means=means)
+
+
+def _extreme_shapes() -> Gaussians:
+    """Discs with an infinitely thin axis, needles, giants, points; alpha 0 and 1; quaternions of length 0."""
+    scene = _scene(200, 0)
+    scales, opacities, quats = scene.scales.copy(), scene.opacities.copy(), scene.quats.copy()
+    scales[0:40, 2] = -np.inf
+    scales[40:60] += [6.0, -4.0, -4.0]
+    scales[60:70] = 8.0
+    scales[70:80] = -30.0
+    opacities[80:90], opacities[90:100] = np.inf, -np.inf
+    quats[100:110] = 0.0
+    return scene.replaced(scales=scales, opacities=opacities, quats=quats)
+
+
+def _extras(count: int) -> dict[str, npt.NDArray[Any]]:
+    rng = np.random.default_rng(_SEED)
+    return {
+        "normal": rng.normal(size=(count, 3)).astype(np.float32),
+        "label": rng.integers(-5, 5, count).astype(np.int16),
+        "id": np.arange(count, dtype=np.uint32),
+        "time": rng.normal(size=count),
+        "mask": rng.integers(0, 2, count).astype(np.uint8),
+    }
+
+
+def _with_extras() -> Gaussians:
+    return _scene(100, 1).replaced(extras=_extras(100))
+
+
+def _all_bit_patterns() -> Gaussians:
+    """NaN with payloads, infinities, both zeros, denormals and the largest numbers in every array."""
+    scene = _scene(120, 1)
+    bits = [0x7FC00000, 0x7FC00001, 0xFFC12345, 0x7F800000, 0xFF800000, 0, 0x80000000, 1, 0x80000001, 0x7F7FFFFF]
+    special = np.array(bits, np.uint32).view(np.float32)
+    changed = {}
+    for k, name in enumerate(ARRAYS):
+        flat = getattr(scene, name).copy().reshape(-1)
+        flat[k * 7 : k * 7 + len(special)] = special
+        changed[name] = flat.reshape(getattr(scene, name).shape)
+    return scene.replaced(**changed)
+
+
+def _ply(order: str) -> bytes:
+    """A PLY with comments, columns in an unusual order, a second element and a trailing byte."""
+    scene = _scene(80, 1)
+    columns: list[tuple[str, str, npt.NDArray[Any]]] = [
+        ("uchar", "flag", np.arange(80) % 3),
+        *(("float", f"rot_{k}", scene.quats[:, k]) for k in range(4)),
+        ("double", "time", np.linspace(0.0, 1.0, 80)),
+        *(("float", name, scene.means[:, k]) for k, name in enumerate("xyz")),
+        ("float", "opacity", scene.opacities),
+        *(("float", f"scale_{k}", scene.scales[:, k]) for k in range(3)),
+        *(("float", f"f_dc_{k}", scene.sh0[:, 0, k]) for k in range(3)),
+        *(("float", f"f_rest_{k}", scene.shN[:, k % 3, k // 3]) for k in range(9)),
+    ]
+    codes = {"uchar": "u1", "float": "f4", "double": "f8"}
+    sign = {"binary_little_endian": "<", "binary_big_endian": ">"}[order]
+    rows = np.empty(80, [(name, sign + codes[kind]) for kind, name, _ in columns])
+    for _, name, values in columns:
+        rows[name] = values
+    lines = ["ply", f"format {order} 1.0", "comment made by make_golden.py", "element vertex 80"]
+    lines += [f"property {kind} {name}" for kind, name, _ in columns]
+    lines += ["element extra 1", "property int n", "end_header", ""]
+    return "\n".join(lines).encode() + rows.tobytes() + b"\x01\x02\x03\x04"
+
+
+CASES: dict[str, Case] = {
+    "lossy-empty": Case("no Gaussians, SH degree 0", lambda: Gaussians.empty(0)),
+    "lossy-one": Case("one Gaussian, SH degree 3", lambda: _scene(1), {"prune": False}),
+    "lossy-sh0": Case("SH degree 0", lambda: _scene(300, 0)),
+    "lossy-sh1": Case("SH degree 1", lambda: _scene(300, 1)),
+    "lossy-sh2": Case("SH degree 2", lambda: _scene(300, 2)),
+    "lossy-sh3": Case("SH degree 3, default quality", lambda: _scene(300)),
+    "lossy-coarse": Case("large steps, most Gaussians pruned", lambda: _scene(300), {"quality": 5}),
+    "lossy-fine": Case("small steps, nothing pruned", lambda: _scene(300), {"quality": 100, "prune": False}),
+    "lossy-tiles": Case("several tiles that share parameters", lambda: _scene(300, 1), {"prune": False}, max_tile=64),
+    "lossy-far": Case("large coordinates, small scene, duplicate positions", _far_and_tiny, {"prune": False}),
+    "lossy-same-place": Case("many Gaussians in one place", _same_place, {"prune": False}),
+    "lossy-shapes": Case("flat, thin, huge and vanishing Gaussians", _extreme_shapes, {"prune": False}),
+    "lossy-extras": Case("side arrays of all kinds beside a lossy scene", _with_extras),
+    "lossless-empty": Case("no Gaussians", lambda: Gaussians.empty(0), {"lossless": True}),
+    "lossless-one": Case("one Gaussian", lambda: _scene(1), {"lossless": True}),
+    "lossless-sh0": Case("SH degree 0", lambda: _scene(200, 0), {"lossless": True}),
+    "lossless-sh3": Case("SH degree 3", lambda: _scene(200), {"lossless": True}),
+    "lossless-reordered": Case("rows in another order", lambda: _scene(200, 1), {"lossless": True, "reorder": True}),
+    "lossless-extras": Case("side arrays of all kinds", _with_extras, {"lossless": True}),
+    "lossless-bits": Case("NaN, infinities, zeros, denormals to the bit", _all_bit_patterns, {"lossless": True}),
+    "lossless-ply": Case(
+        "a PLY with its header, column order and further elements",
+        functools.partial(_ply, "binary_little_endian"),
+        {"lossless": True},
+    ),
+    "lossless-ply-big-endian": Case(
+        "a big-endian PLY", functools.partial(_ply, "binary_big_endian"), {"lossless": True}
+    ),
+}
+
+
+# --- making one -------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _tiles_of(max_tile: int | None) -> Iterator[None]:
+    if max_tile is None:
+        yield
+        return
+    with mock.patch.object(encoder, "cut_tiles", functools.partial(encoder.cut_tiles, max_tile=max_tile)):
+        yield
+
+
+@contextlib.contextmanager
+def _as_source(source: Gaussians | bytes) -> Iterator[Gaussians | Path]:
+    """Gaussians as they are, bytes as a file."""
+    if isinstance(source, Gaussians):
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scene.ply"
+        path.write_bytes(source)
+        yield path
+
+
+def encode(case: Case, threads: int | None = None) -> bytes:
+    """The file that today's encoder makes of a case."""
+    with _tiles_of(case.max_tile), _as_source(case.source()) as source:
+        return api.compress(source, threads=threads, **case.options)
+
+
+def arrays_of(scene: Gaussians) -> dict[str, npt.NDArray[Any]]:
+    """Everything of a scene that a decoder must give, by name."""
+    arrays = {name: getattr(scene, name) for name in ARRAYS}
+    return arrays | {f"extra_{name}": array for name, array in scene.extras.items()}
+
+
+def structure(stream: bytes) -> list[tuple[str, int]]:
+    """Type and count of every chunk."""
+    with api.open(stream) as scene:
+        return [(entry.type, entry.count) for entry in scene.container.chunks]
+
+
+def max_error(case: Case, decoded: Gaussians) -> dict[str, float] | None:
+    """Largest differences between the source and what is decoded; None where rows cannot be paired."""
+    source = case.source()
+    if not isinstance(source, Gaussians):
+        with _as_source(source) as path:
+            source = api.read(path)  # type: ignore[arg-type]
+    if case.options.get("lossless"):
+        if case.options.get("reorder"):
+            return None
+        same = all(
+            np.array_equal(a.view(np.uint8), b.view(np.uint8))
+            for a, b in zip(arrays_of(source).values(), arrays_of(decoded).values(), strict=True)
+        )
+        assert same, "lossless is not"
+        return dict.fromkeys(ARRAYS, 0.0)
+    cleaned, _ = source.cleaned()
+    with _tiles_of(case.max_tile):
+        order = encoder.encode_lossy(cleaned, LossyOptions(**case.options)).order
+    paired = cleaned.selected(order)
+    if not len(paired):
+        return None
+    errors = {name: np.abs(getattr(paired, name) - getattr(decoded, name)) for name in ("means", "sh0", "shN")}
+    errors["alphas"] = np.abs(paired.alphas() - decoded.alphas())
+    return {name: float(f"{array.max():.3g}") for name, array in errors.items() if array.size}
+
+
+def describe(case: Case, stream: bytes, decoded: Gaussians) -> dict[str, Any]:
+    """The content of case.json."""
+    source = case.source()
+    facts = {
+        "exercises": case.exercises,
+        "spec": f"{MAJOR}.{MINOR}",
+        "sha256": hashlib.sha256(stream).hexdigest(),
+        "size_bytes": len(stream),
+        "generator": "splatcodec.sample.sample_scene, changed as tools/make_golden.py says",
+        "seed": _SEED,
+        "num_gaussians": source.num_gaussians if isinstance(source, Gaussians) else decoded.num_gaussians,
+        "num_decoded": decoded.num_gaussians,
+        "options": case.options,
+        "producible": case.max_tile is None,
+        "structure": [list(chunk) for chunk in structure(stream)],
+        "max_error": max_error(case, decoded),
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _npz(arrays: dict[str, npt.NDArray[Any]]) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    return file.getvalue()
+
+
+def difference(name: str, stream: bytes, decoded: Gaussians) -> list[str]:
+    """How a new stream differs from the one that is there; empty if it does not."""
+    folder = GOLDEN / name
+    if not all((folder / file).is_file() for file in ("stream.splc", "expected.npz", "case.json")):
+        return ["missing"]
+    old = (folder / "stream.splc").read_bytes()
+    lines = []
+    if old != stream:
+        lines.append(f"stream: {len(old)} -> {len(stream)} bytes")
+        try:
+            before, after = structure(old), structure(stream)
+            if before != after:
+                lines.append(f"chunks: {before} -> {after}")
+        except SplatCodecError as error:
+            lines.append(f"the old stream can no longer be read: {error}")
+    with np.load(folder / "expected.npz") as expected:
+        for key, array in arrays_of(decoded).items():
+            if key not in expected:
+                lines.append(f"{key}: new")
+            elif expected[key].shape != array.shape:
+                lines.append(f"{key}: shape {expected[key].shape} -> {array.shape}")
+            elif expected[key].tobytes() != array.tobytes():
+                with np.errstate(invalid="ignore"):
+                    far = np.nanmax(np.abs(expected[key].astype(np.float64) - array))
+                lines.append(f"{key}: differs by up to {far:.3g}")
+    return lines
+
+
+def main() -> int:
+    """Run from the command line; exit code 1 if something differs and is not written."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="names of cases (default: all)")
+    parser.add_argument("--write", action="store_true", help="write what is missing or differs")
+    arguments = parser.parse_args()
+    unknown = set(arguments.cases) - set(CASES)
+    if unknown:
+        parser.error(f"unknown case {', '.join(sorted(unknown))}; known: {', '.join(CASES)}")
+    total = differing = 0
+    for name in arguments.cases or CASES:
+        case = CASES[name]
+        stream = encode(case)
+        decoded = api.decompress(stream)
+        total += len(stream)
+        lines = difference(name, stream, decoded)
+        differing += bool(lines)
+        print(f"{name}: {len(stream)} bytes, {'; '.join(lines) or 'unchanged'}")
+        if lines and arguments.write:
+            folder = GOLDEN / name
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "stream.splc").write_bytes(stream)
+            (folder / "expected.npz").write_bytes(_npz(arrays_of(decoded)))
+            (folder / "case.json").write_text(json.dumps(describe(case, stream, decoded), indent=2) + "\n")
+    written = "written" if arguments.write else "not written; --write does"
+    print(
+        f"{total} bytes of streams; {differing} cases differ ({written})" if differing else f"{total} bytes, unchanged"
+    )
+    return 1 if differing and not arguments.write else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
