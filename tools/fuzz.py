@@ -264,11 +264,12 @@ class Mutator:
     Args:
         files: good files by name.
         seed: another seed, other files.
+        only: name of the one file to mutate; the others still lend bytes.
     """
 
-    def __init__(self, files: Mapping[str, bytes], seed: int = 0) -> None:
+    def __init__(self, files: Mapping[str, bytes], seed: int = 0, only: str | None = None) -> None:
         self.files = dict(files)
-        self.names = sorted(files)
+        self.names = [only] if only else sorted(files)
         self.seed = seed
 
     def case(self, name: str, number: int) -> bytes:
@@ -276,7 +277,7 @@ class Mutator:
         rng = random.Random(f"{self.seed}/{name}/{number}")
         data = self.files[name]
         suffix = name[name.rindex(".") :]
-        relatives = [other for other in self.names if other.endswith(suffix)]
+        relatives = sorted(other for other in self.files if other.endswith(suffix))
         other = self.files[rng.choice(relatives)]
         kind = rng.random()
         if data[:4] == MAGIC:
@@ -359,7 +360,7 @@ def _read(path: Path) -> Gaussians:
 
 def _work(arguments: argparse.Namespace, files: dict[str, bytes], share: int, progress: object, folder: str) -> None:
     """Run every `processes`-th case from `first`; `progress` [case, crashes] tells the parent where it is."""
-    mutator = Mutator(files, arguments.seed)
+    mutator = Mutator(files, arguments.seed, arguments.only)
     for name, data in files.items():  # compiles and loads everything, so that cases can be timed
         read_damaged(_written(folder, share, name, data))
     for case in range(arguments.first + share, arguments.first + arguments.count, arguments.processes):
@@ -396,7 +397,7 @@ def run(arguments: argparse.Namespace, files: dict[str, bytes]) -> int:
     """Run all cases in child processes; a child that dies or hangs is replaced. Returns the number of crashes."""
     context = multiprocessing.get_context("spawn")
     end = arguments.first + arguments.count
-    mutator = Mutator(files, arguments.seed)
+    mutator = Mutator(files, arguments.seed, arguments.only)
     crashes = 0
     started = reported = time.monotonic()
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
@@ -450,8 +451,8 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=60.0, help="seconds after which a case counts as hung")
     arguments = parser.parse_args()
     files = good_files()
-    if arguments.only:
-        files = {arguments.only: files[arguments.only]}
+    if arguments.only and arguments.only not in files:
+        parser.error(f"no file {arguments.only}; known: {', '.join(files)}")
     return 1 if run(arguments, files) else 0
 
 
