@@ -255,7 +255,7 @@ def _meet_quality(
         encoded = encode_tiles(gaussians, make_plan(gaussians, measured, 2.0**slope, options, tuning), pool)
         if not cameras or not gaussians.num_gaussians:
             return encoded
-        decoded = decode_encoded(encoded, pool)
+        decoded = decode_encoded(encoded, pool).replaced(metadata=gaussians.metadata)  # which says how to draw it
         psnr = float(np.mean([covered_psnr_db(a, render(decoded, c)) for a, c in zip(originals, cameras)]))
         miss = wanted - psnr
         if best is None or abs(miss) < best[0]:
