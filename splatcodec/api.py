@@ -228,15 +228,19 @@ def _compress_lossy(
     report.rate_bits.update(encoded.rate_bits)
     report.seconds.update(encoded.seconds)
     report.notes.extend(encoded.notes)
-    chunks = [_meta_chunk(gaussians.metadata), *encoded.chunks]
+    metadata = dict(gaussians.metadata)
+    side_chunks: list[Chunk] = []
     features = [Feature("lossy-1")]
     if gaussians.extras and not extras:
         report.notes.append(f"side arrays dropped: {', '.join(gaussians.extras)}")
     elif gaussians.extras:
-        from .static.lossless import encode_extras
+        from .static.lossless import encode_extras, extras_layout
 
-        chunks.extend(encode_extras(cleaned.selected(encoded.order).extras, threads))
+        side_arrays = {name: values[encoded.order] for name, values in cleaned.extras.items()}
+        side_chunks = encode_extras(side_arrays, threads)
+        metadata["extras"] = extras_layout(side_arrays)
         features.append(Feature("extras-1"))
+    chunks = [_meta_chunk(metadata), *encoded.chunks, *side_chunks]
     return chunks, features, len(encoded.order)
 
 
@@ -343,8 +347,9 @@ class Scene:
         if self.container.has_feature("extras-1"):
             from .static import lossless
 
-            extras = lossless.decode_extras(self.container, self.limits, threads)
-        return gaussians.replaced(extras=extras, metadata=self.metadata)
+            extras = lossless.decode_extras(self.container, self.metadata, self.limits, threads)
+        facts = {name: value for name, value in self.metadata.items() if name != "extras"}
+        return gaussians.replaced(extras=extras, metadata=facts)
 
 
 def open(source: PathLike | bytes, *, limits: Limits = DEFAULT_LIMITS) -> Scene:

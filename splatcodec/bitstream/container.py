@@ -42,7 +42,7 @@ MAX_TOC_BYTES = 1 << 26
 _MIN_ENTRY_BYTES = 13
 _MAX_FEATURES = 256
 KNOWN_FEATURES = frozenset({"lossy-1", "lossless-1", "extras-1"})
-KNOWN_CHUNKS = frozenset({"META", "PARM", "TILE", "COLD", "COLS"})
+KNOWN_CHUNKS = frozenset({"META", "PARM", "TILE", "PLYH", "COLD", "COLS"})
 
 
 def write_varint(value: int) -> bytes:

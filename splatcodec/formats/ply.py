@@ -540,51 +540,93 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         if is_compressed(header):
             raise UnsupportedError("this is a PlayCanvas compressed PLY", hint="its format is compressed-ply")
         vertex, before = _check_vertex(header, limits)
-        rest = sh_rest_count(vertex.names)
-        flat = _check_names(vertex)
-        num_rest = min(rest // 3, MAX_SH_REST)
-        known = {*_MEANS, *_NORMALS, *_SH0, *_SCALES, *_QUATS, "opacity"} | {f"f_rest_{i}" for i in range(rest)}
-        extra_properties = [prop for prop in vertex.properties if prop.name not in known]
+        target = _Target(vertex, limits)
         _skip_elements(handle, header, before)
         _check_size(header, vertex, handle.tell(), size_bytes)
-        extra_bytes = sum(prop.dtype.itemsize for prop in extra_properties)
-        limits.check_bytes(vertex.count * (4 * (14 + 3 * num_rest) + extra_bytes), "the scene")
-
-        means, quats = (np.empty((vertex.count, n), np.float32) for n in (3, 4))
-        scales = np.full((vertex.count, 3), -np.inf, np.float32) if flat else np.empty_like(means)
-        sh0 = np.empty((vertex.count, 1, 3), np.float32)
-        shN = np.empty((vertex.count, num_rest, 3), np.float32)
-        opacities = np.empty(vertex.count, np.float32)
-        extras = {prop.name: np.empty(vertex.count, prop.dtype) for prop in extra_properties}
-        columns = _Columns(vertex)
-        columns.send(_MEANS, means)
-        columns.send(_SH0, sh0[:, 0])
-        columns.send([f"f_rest_{c * (rest // 3) + k}" for k in range(num_rest) for c in range(3)], _flat(shN))
-        columns.send(["opacity"], opacities[:, None])
-        columns.send(_SCALES[:2] if flat else _SCALES, scales[:, :2] if flat else scales)
-        columns.send(_QUATS, quats)
-        for name, array in extras.items():
-            columns.send([name], array[:, None])
+        target.allocate()
         for rows, block in _vertex_blocks(handle, header, vertex):
-            columns.put(rows, block)
+            target.columns.put(rows, block)
         _check_rest(handle, header, vertex)
 
     dropped = [e for e in header.elements if e is not vertex and e.count]
     if dropped:
         listed = ", ".join(f"{element.name} ({element.count} rows)" for element in dropped[:5])
         warnings.warn(f"elements beside the vertices are dropped: {listed}", SplatCodecWarning, stacklevel=3)
-    if rest // 3 > MAX_SH_REST:
-        warn_degree_4(vertex.count)
-    return Gaussians(
-        means=means,
-        quats=quats,
-        scales=scales,
-        opacities=opacities,
-        sh0=sh0,
-        shN=shN,
-        extras={**columns.normals, **extras},
-        metadata=comments_metadata(header),
-    )
+    return target.gaussians(header)
+
+
+class _Target:
+    """The arrays of Gaussians that vertex columns are copied into."""
+
+    def __init__(self, vertex: PlyElement, limits: Limits) -> None:
+        self.count = vertex.count
+        self.rest = sh_rest_count(vertex.names)
+        self.flat = _check_names(vertex)
+        self.num_rest = min(self.rest // 3, MAX_SH_REST)
+        known = {*_MEANS, *_NORMALS, *_SH0, *_SCALES, *_QUATS, "opacity"} | {f"f_rest_{i}" for i in range(self.rest)}
+        self.extra_properties = [prop for prop in vertex.properties if prop.name not in known]
+        extra_bytes = sum(prop.dtype.itemsize for prop in self.extra_properties)
+        limits.check_bytes(vertex.count * (4 * (14 + 3 * self.num_rest) + extra_bytes), "the scene")
+        self.columns = _Columns(vertex)
+
+    def allocate(self) -> None:
+        """Make the arrays; the file's size is known to be right by now."""
+        n, rest = self.count, self.rest
+        self.means, self.quats = (np.empty((n, width), np.float32) for width in (3, 4))
+        self.scales = np.full((n, 3), -np.inf, np.float32) if self.flat else np.empty((n, 3), np.float32)
+        self.sh0 = np.empty((n, 1, 3), np.float32)
+        self.shN = np.empty((n, self.num_rest, 3), np.float32)
+        self.opacities = np.empty(n, np.float32)
+        self.extras = {prop.name: np.empty(n, prop.dtype) for prop in self.extra_properties}
+        send = self.columns.send
+        send(_MEANS, self.means)
+        send(_SH0, self.sh0[:, 0])
+        send([f"f_rest_{c * (rest // 3) + k}" for k in range(self.num_rest) for c in range(3)], _flat(self.shN))
+        send(["opacity"], self.opacities[:, None])
+        send(_SCALES[:2] if self.flat else _SCALES, self.scales[:, :2] if self.flat else self.scales)
+        send(_QUATS, self.quats)
+        for name, array in self.extras.items():
+            send([name], array[:, None])
+
+    def gaussians(self, header: PlyHeader) -> Gaussians:
+        """The scene, once all rows have been put."""
+        if self.rest // 3 > MAX_SH_REST:
+            warn_degree_4(self.count)
+        return Gaussians(
+            means=self.means,
+            quats=self.quats,
+            scales=self.scales,
+            opacities=self.opacities,
+            sh0=self.sh0,
+            shN=self.shN,
+            extras={**self.columns.normals, **self.extras},
+            metadata=comments_metadata(header),
+        )
+
+
+class _TableRows:
+    """A table's columns, addressed like a block of records."""
+
+    ndim = 1
+
+    def __init__(self, columns: Mapping[str, npt.NDArray[Any]]) -> None:
+        self._columns = columns
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        return self._columns[name]
+
+
+def gaussians_of(table: PlyTable, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
+    """The Gaussians of a table, as `read` would give them of its file; other elements are left out.
+
+    Raises:
+        FormatError: the table does not hold Gaussians.
+    """
+    vertex, _ = _check_vertex(table.header, limits)
+    target = _Target(vertex, limits)
+    target.allocate()
+    target.columns.put(slice(0, vertex.count), _TableRows(table.columns))  # type: ignore[arg-type]
+    return target.gaussians(table.header)
 
 
 def _flat(shN: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -648,8 +690,19 @@ def write(gaussians: Gaussians, file: BinaryIO) -> None:
     Raises:
         ParameterError: a name or type of an extra cannot be in a PLY file.
     """
+    table = table_of(gaussians)
+    vertex = table.header.element("vertex")
+    assert vertex is not None
+    _write_table(table, vertex, file)
+
+
+def table_of(gaussians: Gaussians) -> PlyTable:
+    """The table that `write` writes; its columns are views where they can be.
+
+    Raises:
+        ParameterError: a name or type of an extra cannot be in a PLY file.
+    """
     columns = _output_columns(gaussians)
-    dtype = np.dtype([(name, values.dtype.newbyteorder("<")) for name, values in columns])
     stated = gaussians.metadata.get("comments", ())
     comments = [" ".join(re.split("[\r\n]+", str(text))) for text in ([stated] if isinstance(stated, str) else stated)]
     antialiased = gaussians.metadata.get("antialiased")
@@ -660,8 +713,8 @@ def write(gaussians: Gaussians, file: BinaryIO) -> None:
     lines.append(f"element vertex {gaussians.num_gaussians}")
     lines += [f"property {_TYPE_NAMES[values.dtype.newbyteorder('=')]} {name}" for name, values in columns]
     lines.append("end_header\n")
-    file.write("\n".join(lines).encode("utf-8", "replace"))
-    _write_rows(file, dtype, columns, gaussians.num_gaussians)
+    header = parse_header("\n".join(lines).encode("utf-8", "replace"))
+    return PlyTable(header, dict(columns), b"")
 
 
 def _output_columns(gaussians: Gaussians) -> list[tuple[str, npt.NDArray[Any]]]:

@@ -1,0 +1,291 @@
+"""Lossless scenes and side arrays: a PLY's columns, coded so that every bit comes back (SPEC.md, section 4).
+
+PLY table -> header and trailing bytes -> PLYH
+          -> columns -> stages.lossless -> COLD, COLS
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ..bitstream.container import Chunk, ChunkEntry, Container, read_varint, write_varint
+from ..errors import FormatError, SplatCodecError, TruncatedError
+from ..files import PathLike, atomic_write
+from ..formats import detect, ply
+from ..formats import read as read_format
+from ..gaussians import Gaussians
+from ..limits import DEFAULT_LIMITS, Limits
+from ..stages.lossless import block_counts, decode_columns, encode_columns
+from .decoder import check_counts
+
+__all__ = [
+    "decode_extras",
+    "decode_gaussians",
+    "decode_table",
+    "encode_extras",
+    "encode_table",
+    "extras_layout",
+    "table_of_source",
+    "write_ply",
+]
+
+Progress = Callable[[str, float], None]
+Columns = Mapping[str, npt.NDArray[Any]]
+
+
+def table_of_source(source: Gaussians | PathLike, extras: bool, limits: Limits) -> tuple[ply.PlyTable, int, list[str]]:
+    """The PLY table to code, the bytes of the input, and what differs from it, for people.
+
+    A PLY keeps its own header, columns and trailing bytes; anything else becomes the table that writing it as a PLY
+    gives, which holds the same floats.
+    """
+    notes: list[str] = []
+    if not isinstance(source, Gaussians):
+        size_bytes = os.path.getsize(source)
+        if not os.path.isdir(source) and detect(source).name == "ply":
+            table = ply.read_table(source, limits)
+            if table.header.format == "ascii":
+                notes.append("ascii PLY: values come back exactly, their text may be spelled otherwise")
+            return table, size_bytes, notes
+        source = read_format(source, limits=limits)
+        notes.append("not a PLY: its decoded values are kept exactly, as the columns of a PLY")
+    else:
+        size_bytes = source.array_bytes
+    if source.extras and not extras:
+        notes.append(f"side arrays dropped: {', '.join(source.extras)}")
+        source = source.replaced(extras={})
+    return ply.table_of(source), size_bytes, notes
+
+
+def encode_table(
+    table: ply.PlyTable, *, reorder: bool = False, threads: int | None = None, progress: Progress | None = None
+) -> list[Chunk]:
+    """The PLYH, COLD and COLS chunks of a table.
+
+    Args:
+        reorder: sort the rows along a Morton curve first; their order is not kept.
+    """
+    columns: Columns = table.columns
+    if reorder and all(name in columns for name in "xyz"):
+        from .quantization import cut_tiles
+
+        xyz = np.stack([np.asarray(columns[name], np.float64) for name in "xyz"], 1)
+        with np.errstate(invalid="ignore", over="ignore"):
+            means = np.nan_to_num(xyz, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
+        parts = cut_tiles(np.nan_to_num(means, posinf=0.0, neginf=0.0))
+        order = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        columns = {name: values[order] for name, values in columns.items()}
+    if progress:
+        progress("lossless", 0.0)
+    header = table.header.header_bytes
+    packed = zlib.compress(header + table.trailing, 9)
+    head = write_varint(len(header)) + write_varint(len(table.trailing)) + packed
+    chunks = [Chunk("PLYH", head), *_column_chunks(columns, threads)]
+    if progress:
+        progress("lossless", 1.0)
+    return chunks
+
+
+def _column_chunks(columns: Columns, threads: int | None) -> list[Chunk]:
+    description, blocks = encode_columns(columns, threads=threads)
+    rows = len(next(iter(columns.values()))) if columns else 0
+    chunks = [Chunk("COLD", description)]
+    for k, (block, count) in enumerate(zip(blocks, block_counts(rows))):
+        # The container's bound on Gaussians a byte holds for these chunks too.
+        chunks.append(Chunk("COLS", block + bytes(max(0, -(-count // 8) - len(block))), tile=k, count=count))
+    return chunks
+
+
+def _read_columns(container: Container, limits: Limits, threads: int | None) -> dict[str, npt.NDArray[Any]]:
+    cold = container.one("COLD")
+    entries = container.of_type("COLS")
+    check_counts(container, entries, limits)
+    try:
+        description = container.read(cold)
+        blocks = [container.read(entry) for entry in entries]
+        return decode_columns(description, blocks, [entry.count for entry in entries], threads, limits)
+    except SplatCodecError as error:
+        # Which block it was is in the message; the file and the first chunk are what is known here.
+        raise error.locate(file=container.name, chunk="COLD/COLS", offset=cold.offset) from None
+
+
+def _read_head(container: Container, limits: Limits) -> tuple[ply.PlyHeader, bytes]:
+    entry = container.one("PLYH")
+    try:
+        return _parse_head(container, entry, limits)
+    except SplatCodecError as error:
+        if error.chunk is None:
+            error.offset = entry.offset + (error.offset or 0)
+        raise error.locate(file=container.name, chunk="PLYH") from None
+
+
+def _parse_head(container: Container, entry: ChunkEntry, limits: Limits) -> tuple[ply.PlyHeader, bytes]:
+    payload = container.read(entry)
+    header_length, at = read_varint(payload, 0)
+    trailing_length, at = read_varint(payload, at)
+    total = header_length + trailing_length
+    if header_length > limits.max_header_bytes or total > 1100 * len(payload) + 64:
+        raise FormatError(f"a PLY header of {header_length} bytes and {trailing_length} more", offset=0)
+    limits.check_bytes(total, "the PLY header")
+    inflate = zlib.decompressobj()
+    try:
+        text = inflate.decompress(payload[at:], total + 1)
+    except zlib.error as error:
+        raise FormatError(f"the PLY header is damaged: {error}", offset=at) from None
+    if len(text) < total:
+        raise TruncatedError("the PLY header is cut off", offset=at)
+    if len(text) > total or not inflate.eof or inflate.unused_data:
+        raise FormatError("the PLY header is longer than it says", offset=at)
+    header = ply.parse_header(text[:header_length])
+    if header.data_offset != header_length:
+        raise FormatError("the PLY header ends early", offset=at)
+    return header, text[header_length:]
+
+
+def decode_table(container: Container, limits: Limits = DEFAULT_LIMITS, threads: int | None = None) -> ply.PlyTable:
+    """The table of a lossless scene.
+
+    Raises:
+        SplatCodecError: the file is damaged.
+    """
+    header, trailing = _read_head(container, limits)
+    columns = _read_columns(container, limits, threads)
+    vertex = header.element("vertex")
+    if vertex is None:
+        raise FormatError("the PLY header has no vertices", file=container.name, chunk="PLYH")
+    rows = len(next(iter(columns.values()))) if columns else 0
+    if tuple(columns) != vertex.names or rows != vertex.count:
+        raise FormatError("the columns are not those of the PLY header", file=container.name, chunk="COLD")
+    for prop in vertex.properties:
+        if columns[prop.name].dtype.newbyteorder("=") != prop.dtype:
+            raise FormatError(f"column {prop.name} has another type than its header says", file=container.name)
+    native = {name: values.astype(values.dtype.newbyteorder("="), copy=False) for name, values in columns.items()}
+    return ply.PlyTable(header, native, trailing)
+
+
+def decode_gaussians(
+    container: Container,
+    metadata: Mapping[str, Any],
+    limits: Limits = DEFAULT_LIMITS,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Gaussians:
+    """The Gaussians of a lossless scene.
+
+    Raises:
+        SplatCodecError: damaged, or the columns are not those of Gaussians.
+    """
+    table = decode_table(container, limits, threads)
+    try:
+        gaussians = ply.gaussians_of(table, limits)
+    except SplatCodecError as error:
+        raise error.locate(file=container.name) from None
+    if progress:
+        progress("decode", 1.0)
+    return replace(gaussians, metadata={**gaussians.metadata, **metadata})
+
+
+def write_ply(
+    container: Container,
+    metadata: Mapping[str, Any],
+    path: PathLike,
+    overwrite: bool,
+    limits: Limits,
+    threads: int | None,
+    progress: Progress | None,
+) -> dict[str, Any]:
+    """Write the PLY of a lossless scene and say whether it is the source's, byte for byte.
+
+    Returns:
+        `identical`: True, False, or None where the source's checksum is not in the file; `differs`: what does.
+    """
+    table = decode_table(container, limits, threads)
+    with atomic_write(path, overwrite) as file:
+        hashed = _Hashing(file)
+        ply.write_table(table, hashed)  # type: ignore[arg-type]
+    if progress:
+        progress("decode", 1.0)
+    source = metadata.get("source")
+    wanted = source.get("sha256") if isinstance(source, dict) else None
+    identical = None if wanted is None else hashed.digest.hexdigest() == wanted
+    differs = []
+    if identical is False:
+        text = table.header.format == "ascii"
+        differs.append("the spelling of numbers in an ascii PLY" if text else "the bytes of the file")
+    elif identical is None:
+        differs.append("the source's checksum is not known (reordered, or not made from a PLY file)")
+    return {"identical": identical, "differs": differs, "sha256": hashed.digest.hexdigest()}
+
+
+class _Hashing:
+    """A file that also hashes what is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, block: bytes) -> int:
+        self.digest.update(block)
+        return self._file.write(block)
+
+    def writelines(self, blocks: Any) -> None:
+        for block in blocks:
+            self.write(block)
+
+
+def extras_layout(extras: Columns) -> dict[str, dict[str, Any]]:
+    """How side arrays of several dimensions are laid out as columns, for the metadata: shape of a row and dtype."""
+    return {name: {"shape": list(a.shape[1:]), "dtype": a.dtype.str} for name, a in extras.items()}
+
+
+def encode_extras(extras: Columns, threads: int | None = None) -> list[Chunk]:
+    """COLD and COLS chunks of side arrays; an array of several columns becomes name[0], name[1] ..."""
+    columns: dict[str, npt.NDArray[Any]] = {}
+    for name, array in extras.items():
+        flat = array.reshape(len(array), -1)
+        if flat.dtype == np.float16:
+            flat = flat.view(np.uint16)
+        for k in range(flat.shape[1]):
+            columns[f"{name}[{k}]"] = flat[:, k]
+    return _column_chunks(columns, threads)
+
+
+def decode_extras(
+    container: Container, metadata: Mapping[str, Any], limits: Limits, threads: int | None
+) -> dict[str, npt.NDArray[Any]]:
+    """Side arrays of a lossy scene, in the order of its Gaussians.
+
+    Raises:
+        FormatError: the layout in the metadata does not fit the columns.
+    """
+    columns = _read_columns(container, limits, threads)
+    layout = metadata.get("extras")
+    extras: dict[str, npt.NDArray[Any]] = {}
+    rows = len(next(iter(columns.values()))) if columns else 0
+    used = 0
+    try:
+        for name, facts in dict(layout or {}).items():
+            shape = [int(size) for size in facts["shape"]]
+            dtype = np.dtype(facts["dtype"])
+            width = int(np.prod(shape)) if shape else 1
+            parts = [columns[f"{name}[{k}]"] for k in range(width)]
+            used += width
+            array = np.stack(parts, 1) if parts else np.zeros((rows, 0), dtype)
+            if dtype == np.float16 and array.dtype == np.uint16:
+                array = array.view(np.float16)
+            if array.dtype != dtype:
+                raise ValueError(f"{name} is {array.dtype}, not {dtype}")
+            extras[name] = array.reshape(rows, *shape)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise FormatError(f"the layout of the side arrays is damaged: {error}", file=container.name) from None
+    if used != len(columns):
+        raise FormatError("side arrays without a layout", file=container.name, chunk="COLD")
+    return extras
