@@ -54,7 +54,7 @@ from splatcodec.errors import (
     UnknownIdError,
 )
 
-__all__ = ["PEERS", "Peer", "available", "encode", "install", "prepare_scenes", "why_not"]
+__all__ = ["PEERS", "Peer", "available", "cached", "encode", "install", "prepare_scenes", "why_not"]
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "peers"
@@ -294,6 +294,18 @@ def _locked(path: Path, timeout_s: float) -> Iterator[None]:
 
 def _splat_transform(arguments: Sequence[str | Path], *, timeout_s: float, what: str) -> None:
     _run([_node(), _splat_transform_cli(), "-q", "-w", *arguments], timeout_s=timeout_s, what=what)
+
+
+def cached(peer: str, ply: Path) -> Path | None:
+    """Path of the file that a peer wrote for this PLY before, whether or not the peer is installed now; or None.
+
+    Raises:
+        UnknownIdError: no such peer.
+    """
+    spec = _peer(peer)
+    stem = CACHE / _sha256(Path(ply))[:16] / f"{spec.name}-{spec.version}"
+    target = stem.with_name(stem.name + spec.extension)
+    return target if target.is_file() and stem.with_name(f"{stem.name}.json").is_file() else None
 
 
 def encode(peer: str, ply: Path) -> Path:
