@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..errors import ParameterError
 from ..gaussians import SH_C0, Gaussians
 from ..render.contribution import Contributions
+from .view_weights import ViewWeights
 
 __all__ = ["LossyOptions", "Plan", "Steps", "Tuning", "make_plan"]
 
@@ -99,6 +100,7 @@ class Tuning:
             because removal errors of neighbours do not simply add.
         bits_kept: bits a kept Gaussian costs, for pruning.
         blur_px: blur in pixels of the finest view.
+        direction_ridge: how much directions that no view saw count in SH error feedback, as a share of a seen one's.
         weight_exponent: how class follows sensitivity (1/2 is equal slope).
     """
 
@@ -115,6 +117,7 @@ class Tuning:
     bits_kept: float = 60.0
     blur_px: float = 0.5
     weight_exponent: float = 0.5
+    direction_ridge: float = 0.3
 
 
 @dataclass(frozen=True)
@@ -126,16 +129,25 @@ class Plan:
         classes: (M, 2) int32 geometry and colour class.
         steps: base steps.
         color_weights: (M,) float64, for the colour bases.
+        view_weights: from where each Gaussian of the whole scene is seen, for SH error feedback; None = no feedback.
+        direction_ridge: see `Tuning`.
     """
 
     kept: npt.NDArray[np.int64]
     classes: npt.NDArray[np.int32]
     steps: Steps
     color_weights: Floats
+    view_weights: ViewWeights | None = None
+    direction_ridge: float = 0.3
 
 
 def make_plan(
-    gaussians: Gaussians, contributions: Contributions, slope: float, options: LossyOptions, tuning: Tuning
+    gaussians: Gaussians,
+    contributions: Contributions,
+    slope: float,
+    options: LossyOptions,
+    tuning: Tuning,
+    view_weights: ViewWeights | None = None,
 ) -> Plan:
     """Turn a slope K into classes, steps and a choice of Gaussians.
 
@@ -143,6 +155,7 @@ def make_plan(
         gaussians: cleaned scene of N Gaussians.
         contributions: its blending statistics over the encoder's views.
         slope: K: every attribute's step times the square root of its sensitivity.
+        view_weights: from where each Gaussian is seen; None leaves SH error feedback off.
     """
     n = gaussians.num_gaussians
     c = contributions
@@ -183,7 +196,7 @@ def make_plan(
     if len(pixel):
         steps = replace(steps, blur=float(np.float32(tuning.blur_px * np.quantile(pixel, 0.05))))
     classes = np.stack([geometry_class, color_class], 1).astype(np.int32)[rows]
-    return Plan(rows, classes, steps, color[rows])
+    return Plan(rows, classes, steps, color[rows], view_weights, tuning.direction_ridge)
 
 
 def _top_class(largest: float, base: float) -> int:

@@ -64,9 +64,7 @@ class _View:
 
     def forward(self, delta: Floats32) -> Floats32:
         colors = np.zeros((self.operator.num_gaussians, 3), np.float32)
-        colors[self.rows] = (
-            np.einsum("nk,nkc->nc", self.basis[:, : self.columns], delta[self.rows]) * self.active
-        )
+        colors[self.rows] = np.einsum("nk,nkc->nc", self.basis[:, : self.columns], delta[self.rows]) * self.active
         return self.operator.splat(colors)
 
     def adjoint(self, picture: Floats32, out: npt.NDArray[np.float64]) -> None:

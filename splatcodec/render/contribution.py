@@ -72,6 +72,7 @@ def contributions(
     *,
     antialiased: bool | None = None,
     num_threads: int | None = None,
+    on_view: Callable[[int, npt.NDArray[np.int32], npt.NDArray[np.float64]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Contributions:
     """Measure the contributions of every Gaussian with two passes of the compositor over each view.
@@ -81,6 +82,8 @@ def contributions(
         cameras: the views (an encoder takes `encoder_cameras`).
         antialiased: as for `render.cpu.render`.
         num_threads: threads to use; the result does not depend on it.
+        on_view: called as on_view(view, ids, sum_weight2) with the (V,) Gaussians a view draws and what the view adds
+            to their `sum_weight2`.
         progress: called as progress(views done, views in all).
 
     Returns:
@@ -126,6 +129,8 @@ def contributions(
             hits,
             pixel_sizes,
         )
+        if on_view is not None:
+            on_view(view, projection.ids, sums[:, 1])
         if progress is not None:
             progress(view + 1, len(cameras))
     columns = np.ascontiguousarray(totals.T)

@@ -20,6 +20,7 @@ from ..errors import ParameterError
 from ..gaussians import Gaussians, concatenated
 from ..metrics.psnr import covered_psnr_db
 from ..preprocess.plan import LossyOptions, Plan, Tuning, make_plan
+from ..preprocess.view_weights import ViewWeights
 from ..render.camera import Camera, encoder_cameras
 from ..render.contribution import Contributions, contributions
 from ..render.cpu import render
@@ -29,6 +30,8 @@ from ..stages.tile import decode_tile, emit_tile
 from .decoder import worker_count
 from .quantization import (
     ColorBases,
+    Feedback,
+    PackedTile,
     Tile,
     TileTargets,
     choose_contexts,
@@ -37,6 +40,7 @@ from .quantization import (
     fit_scales,
     make_tile,
     quantize_tile,
+    tile_geometry,
     tile_histograms,
     tile_targets,
 )
@@ -87,28 +91,33 @@ def encode_tiles(gaussians: Gaussians, plan: Plan, pool: ThreadPoolExecutor) -> 
         return tile_targets(scene, tile, classes, steps, bases)
 
     models = fit_predictors(tiles, targets_of, num_streams(scene.sh_degree), pool)
-    fit_scales(models, tiles, targets_of, steps, pool)
-    weights = choose_contexts(
-        models,
-        pool.map(lambda t: tile_histograms(t, quantize_tile(t, targets_of(t), models, steps), models), tiles),
-        pool,
-    )
+    fit_scales(models, tiles, targets_of, steps, bases, pool)
+    feedback = None
+    if plan.view_weights is not None:
+        feedback = Feedback(plan.kept, gaussians.means, plan.view_weights, plan.direction_ridge)
+    packed: dict[int, PackedTile] = {}
+
+    def quantize(k: int) -> list[npt.NDArray[np.int64]]:
+        exact = targets_of(tiles[k])
+        q = quantize_tile(tiles[k], exact, models, steps, bases, feedback)
+        packed[k] = PackedTile.of(q)
+        return tile_histograms(tiles[k], q, models)
+
+    weights = choose_contexts(models, pool.map(quantize, range(len(tiles))), pool)
     parameters = SceneParameters(
         scene.sh_degree, steps.size, steps.opacity, steps.precision, steps.shape, steps.color, steps.sh,
         bases.color, bases.sh_color, bases.sh_band, models, weights,
     )  # fmt: skip
     parameters.table_set()
 
-    def emit(tile: Tile) -> tuple[bytes, npt.NDArray[np.float64]]:
-        exact = targets_of(tile)
-        q = quantize_tile(tile, exact, models, steps)
-        return emit_tile(
-            parameters, tile.grid, tile.tree, q.values, q.magnitudes, q.residuals, exact.fractions, exact.shape
-        )
+    def emit(k: int) -> tuple[bytes, npt.NDArray[np.float64]]:
+        tile, q = tiles[k], packed.pop(k).unpacked()
+        fractions, shape = tile_geometry(scene, tile)
+        return emit_tile(parameters, tile.grid, tile.tree, q.values, q.magnitudes, q.residuals, fractions, shape)
 
     chunks = [Chunk("PARM", parameters.to_bytes())]
     spent = np.zeros(len(models) + 2)
-    for k, (tile, (payload, bits)) in enumerate(zip(tiles, pool.map(emit, tiles))):
+    for k, (tile, (payload, bits)) in enumerate(zip(tiles, pool.map(emit, range(len(tiles))))):
         chunks.append(Chunk("TILE", payload, tile=k, count=len(tile.rows)))
         spent += bits
     order = np.concatenate([tile.rows for tile in tiles]) if tiles else np.zeros(0, np.int64)
@@ -197,15 +206,24 @@ def encode_lossy(
     with ThreadPoolExecutor(worker_count(threads)) as pool:
         clock = time.perf_counter()
         cameras = _importance_cameras(gaussians, effort)
+        seen_from = ViewWeights(cameras, gaussians.num_gaussians) if gaussians.sh_degree else None
         measured = contributions(
-            gaussians, cameras, num_threads=threads, progress=lambda k, n: tell("importance", k / n)
+            gaussians,
+            cameras,
+            num_threads=threads,
+            on_view=seen_from.add if seen_from else None,
+            progress=lambda k, n: tell("importance", k / n),
         )
         seconds["importance"] = time.perf_counter() - clock
         clock = time.perf_counter()
+
+        def plan_for(slope: float) -> Plan:
+            return make_plan(gaussians, measured, 2.0**slope, options, tuning, seen_from)
+
         if options.target_size is not None:
-            best = _meet_size(gaussians, measured, options, tuning, effort, pool, tell)
+            best = _meet_size(gaussians, measured, plan_for, options.target_size, pool, tell)
         else:
-            best = _meet_quality(gaussians, measured, options, tuning, effort, pool, tell)
+            best = _meet_quality(gaussians, measured, plan_for, options.wanted_psnr_db, effort, pool, tell)
         seconds["coding"] = time.perf_counter() - clock
     best.seconds = seconds
     dropped = gaussians.num_gaussians - len(best.order)
@@ -233,14 +251,13 @@ def _first_slope(measured: Contributions, wanted_psnr_db: float) -> float:
 def _meet_quality(
     gaussians: Gaussians,
     measured: Contributions,
-    options: LossyOptions,
-    tuning: Tuning,
+    plan_for: Callable[[float], Plan],
+    wanted: float,
     effort: Effort,
     pool: ThreadPoolExecutor,
     tell: Progress,
 ) -> EncodedTiles:
     """Secant steps on log2 K until the check views are within tolerance of the PSNR wanted."""
-    wanted = options.wanted_psnr_db
     slope = np.log2(_first_slope(measured, wanted))
     cameras: list[Camera] = []
     originals: list[Rendering] = []
@@ -252,7 +269,7 @@ def _meet_quality(
     best: tuple[float, EncodedTiles] | None = None
     for trial in range(effort.trials):
         tell("coding", trial / effort.trials)
-        encoded = encode_tiles(gaussians, make_plan(gaussians, measured, 2.0**slope, options, tuning), pool)
+        encoded = encode_tiles(gaussians, plan_for(slope), pool)
         if not cameras or not gaussians.num_gaussians:
             return encoded
         decoded = decode_encoded(encoded, pool).replaced(metadata=gaussians.metadata)  # which says how to draw it
@@ -279,22 +296,20 @@ def _gradient(tried: list[tuple[float, float]]) -> float:
 def _meet_size(
     gaussians: Gaussians,
     measured: Contributions,
-    options: LossyOptions,
-    tuning: Tuning,
-    effort: Effort,
+    plan_for: Callable[[float], Plan],
+    target_size: int,
     pool: ThreadPoolExecutor,
     tell: Progress,
 ) -> EncodedTiles:
     """Find the largest encoding that does not exceed the target size, and uses at least 97 % of it."""
-    assert options.target_size is not None
-    budget = options.target_size - _CONTAINER_BYTES
+    budget = target_size - _CONTAINER_BYTES
     slope = np.log2(_first_slope(measured, 43.0))
     below: tuple[float, int, EncodedTiles] | None = None  # slope, bytes
     above: tuple[float, int] | None = None
     trials = 14
     for trial in range(trials):
         tell("coding", trial / trials)
-        encoded = encode_tiles(gaussians, make_plan(gaussians, measured, 2.0**slope, options, tuning), pool)
+        encoded = encode_tiles(gaussians, plan_for(slope), pool)
         size = encoded.size_bytes
         if size <= budget:
             if below is None or size > below[1]:
@@ -314,7 +329,7 @@ def _meet_size(
     tell("coding", 1.0)
     if below is None:
         raise ParameterError(
-            f"the scene does not fit in {options.target_size} bytes; the smallest tried has {above[1] if above else 0}",
+            f"the scene does not fit in {target_size} bytes; the smallest tried has {above[1] if above else 0}",
             field="target_size",
         )
     return below[2]

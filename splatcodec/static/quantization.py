@@ -12,10 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from ..entropy.tables import ALPHABET, cluster_contexts, quantize_weights
 from ..gaussians import Gaussians, num_sh_coefficients
 from ..preprocess.plan import Steps
+from ..preprocess.view_weights import ViewWeights, direction_grams
 from ..stages.octree import MAX_DEPTH
 from ..stages.parameters import (
     COLOR_CLASS,
@@ -47,6 +49,8 @@ from ..stages.transform import covariance_factors
 
 __all__ = [
     "ColorBases",
+    "Feedback",
+    "PackedTile",
     "QuantizedTile",
     "Tile",
     "TileTargets",
@@ -56,6 +60,7 @@ __all__ = [
     "fit_scales",
     "make_tile",
     "quantize_tile",
+    "tile_geometry",
     "tile_histograms",
     "tile_targets",
 ]
@@ -86,12 +91,10 @@ class TileTargets:
     Attributes:
         targets: (S, n) float64 wanted values in base units; the rows of L21, L31, L32 are those of exact sizes.
         shape: (n, 3) float64 L21, L31, L32 of the coded covariance.
-        fractions: (n, 3) float64 position in the leaf, 0..1.
     """
 
     targets: Floats
     shape: Floats
-    fractions: Floats
 
 
 @dataclass
@@ -101,6 +104,62 @@ class QuantizedTile:
     values: Ints
     magnitudes: Ints
     residuals: Ints
+
+
+@dataclass(frozen=True)
+class PackedTile:
+    """A QuantizedTile in a quarter of the memory, kept from choosing contexts until the tile is written.
+
+    Attributes:
+        head: (SH_FIRST, n) int32 values of the streams before SH.
+        residuals: (S, n) int16, or int32 where that is too narrow.
+    """
+
+    head: Ints
+    residuals: npt.NDArray[np.integer]
+
+    @classmethod
+    def of(cls, q: QuantizedTile) -> PackedTile:
+        """Keep what cannot be derived."""
+        narrow = np.abs(q.residuals).max(initial=0) < 1 << 15
+        return cls(q.values[:SH_FIRST].copy(), q.residuals.astype(np.int16 if narrow else np.int32))
+
+    def unpacked(self) -> QuantizedTile:
+        """Streams as `emit_tile` needs them; values of SH streams are left out."""
+        residuals = self.residuals.astype(np.int32)
+        magnitudes = np.abs(residuals)
+        for stream in range(len(residuals)):
+            magnitudes[stream] <<= stream_classes(stream, self.head)
+        values = np.zeros_like(residuals)
+        values[:SH_FIRST] = self.head
+        return QuantizedTile(values, magnitudes, residuals)
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Error feedback of SH coefficients: later ones make up for the errors of earlier ones, as seen from the views.
+
+    Attributes:
+        plan_rows: (M,) int64 rows of the whole scene that the coded Gaussians are.
+        means: (N, 3) float32 of the whole scene.
+        weights: from where each is seen.
+        ridge: see `direction_grams`.
+    """
+
+    plan_rows: npt.NDArray[np.int64]
+    means: npt.NDArray[np.float32]
+    weights: ViewWeights
+    ridge: float
+
+    def factors(self, rows: npt.NDArray[np.int64], bases: ColorBases) -> npt.NDArray[np.float32]:
+        """(n, K, K) factors of a tile's Gaussians (see `direction_grams`)."""
+        size = len(bases.sh_band) + 1
+        factors = np.empty((len(rows), size, size), np.float32)
+        direction_grams(
+            self.plan_rows[rows], self.means, self.weights.codes, self.weights.centers,
+            bases.sh_band / MATRIX_SCALE, self.ridge, factors,
+        )  # fmt: skip
+        return factors
 
 
 @dataclass(frozen=True)
@@ -189,13 +248,23 @@ def make_tile(scene: Gaussians, rows: npt.NDArray[np.int64], classes: Ints, step
     return Tile(rows, grid, plant_tree(codes, stop))
 
 
+def tile_geometry(scene: Gaussians, tile: Tile) -> tuple[Floats, Floats]:
+    """(n, 3) positions in their leaves, 0..1, and (n, 3) L21, L31, L32 of the coded covariances."""
+    part = scene.selected(tile.rows)
+    _, shape = covariance_factors(part.normalized_quats(), part.scales, tile.grid.blur)
+    return _fractions(part, tile), shape
+
+
+def _fractions(part: Gaussians, tile: Tile) -> Floats:
+    edges = np.exp2(tile.grid.exponent - tile.tree.depths.astype(np.float64))[:, None]
+    fractions = (part.means.astype(np.float64) - np.array(tile.grid.origin)) / edges - tile.tree.cells
+    return np.clip(fractions, 0.0, 1.0)
+
+
 def tile_targets(scene: Gaussians, tile: Tile, classes: Ints, steps: Steps, bases: ColorBases) -> TileTargets:
     """Every attribute of a tile in base units."""
     part = scene.selected(tile.rows)
-    grid = tile.grid
-    roots, shape = covariance_factors(part.normalized_quats(), part.scales, grid.blur)
-    edges = np.exp2(grid.exponent - tile.tree.depths.astype(np.float64))[:, None]
-    fractions = (part.means.astype(np.float64) - np.array(grid.origin)) / edges - tile.tree.cells
+    roots, shape = covariance_factors(part.normalized_quats(), part.scales, tile.grid.blur)
     targets = np.empty((num_streams(scene.sh_degree), len(tile.rows)))
     targets[GEOMETRY_CLASS], targets[COLOR_CLASS] = classes[tile.rows].T
     targets[SIZE_FIRST : SIZE_FIRST + 3] = np.log2(roots).T * (1024.0 / steps.size)
@@ -204,10 +273,10 @@ def tile_targets(scene: Gaussians, tile: Tile, classes: Ints, steps: Steps, base
     # log2 of the sigmoid, without overflow.
     octaves = -np.logaddexp(0.0, -part.opacities.astype(np.float64)) / np.log(2.0)
     targets[OPACITY] = -np.maximum(octaves, -12.0) * (1024.0 / steps.opacity)
-    targets[COLOR_FIRST : COLOR_FIRST + 3] = color_targets(part, steps, bases)
+    targets[COLOR_FIRST:SH_FIRST] = color_targets(part, steps, bases)
     if scene.sh_degree:
         targets[SH_FIRST:] = sh_targets(part, steps, bases)
-    return TileTargets(targets, shape, np.clip(fractions, 0.0, 1.0))
+    return TileTargets(targets, shape)
 
 
 def color_targets(scene: Gaussians, steps: Steps, bases: ColorBases) -> Floats:
@@ -285,15 +354,28 @@ def _fit_predictor(
     return Predictor(bias, kinds[used], sources[used], coefficients[used])
 
 
-def quantize_tile(tile: Tile, exact: TileTargets, models: Sequence[StreamModel], steps: Steps) -> QuantizedTile:
-    """Run the closed loop over the first len(models) streams of a tile; the others stay 0."""
+def quantize_tile(
+    tile: Tile,
+    exact: TileTargets,
+    models: Sequence[StreamModel],
+    steps: Steps,
+    bases: ColorBases,
+    feedback: Feedback | None = None,
+) -> QuantizedTile:
+    """Run the closed loop over all streams of a tile."""
     streams, n = exact.targets.shape
     q = QuantizedTile(*(np.zeros((streams, n), np.int32) for _ in range(3)))
     roots = np.empty((3, n))
+    factors = feedback.factors(tile.rows, bases) if feedback and streams > SH_FIRST else None
+    errors = np.zeros((1 + (streams - SH_FIRST) // 3, 3, n), np.float32)
     for stream, model in enumerate(models):
         target = exact.targets[stream]
         if SHAPE_FIRST <= stream < SHAPE_FIRST + 3:
             target = _shape_target(stream - SHAPE_FIRST, exact.shape, q.values, roots, steps)
+        if factors is not None and stream >= SH_FIRST:
+            k, component = divmod(stream - SH_FIRST, 3)
+            target = target.copy()
+            add_feedback(k + 1, component, factors, errors, target)
         p = model.predictor
         quantize_stream(
             stream, target, stream_classes(stream, q.values), q.values, q.magnitudes, q.residuals,
@@ -301,7 +383,23 @@ def quantize_tile(tile: Tile, exact: TileTargets, models: Sequence[StreamModel],
         )  # fmt: skip
         if SIZE_FIRST <= stream < SIZE_FIRST + 3:
             roots[stream - SIZE_FIRST] = _decoded_roots(q.values[stream], steps.size)
+        if factors is not None and stream == SH_FIRST - 1:
+            # Errors of sh0, in the colour basis and unit of the SH streams.
+            missed = (q.values[COLOR_FIRST:SH_FIRST] - exact.targets[COLOR_FIRST:SH_FIRST]) * (steps.color / steps.sh)
+            errors[0] = np.linalg.inv(bases.sh_color / MATRIX_SCALE) @ (bases.color / MATRIX_SCALE) @ missed
+        elif factors is not None and stream >= SH_FIRST:
+            errors[k + 1, component] = q.values[stream] - exact.targets[stream]
     return q
+
+
+@njit(cache=True, nogil=True)
+def add_feedback(k, component, factors, errors, target):  # type: ignore[no-untyped-def]
+    """Shift the targets (n,) of coefficient k by what errors (K, 3, n) of earlier ones ask of it."""
+    for i in range(len(target)):
+        shift = 0.0
+        for j in range(k):
+            shift += factors[i, k, j] * errors[j, component, i]
+        target[i] -= shift
 
 
 def _decoded_roots(values: Ints, size_step: int) -> Floats:
@@ -347,6 +445,7 @@ def fit_scales(
     tiles: Sequence[Tile],
     targets_of: Callable[[Tile], TileTargets],
     steps: Steps,
+    bases: ColorBases,
     pool: ThreadPoolExecutor,
 ) -> None:
     """Set mode and expected residual of the SH streams, on the sample that predictors were fitted on."""
@@ -356,7 +455,7 @@ def fit_scales(
     chosen = list(tiles[:: max(1, -(-total // _FIT_GAUSSIANS))])
 
     def means(tile: Tile) -> Floats:
-        return quantize_tile(tile, targets_of(tile), models, steps).magnitudes.mean(1)
+        return quantize_tile(tile, targets_of(tile), models, steps, bases).magnitudes.mean(1)
 
     mean = np.mean(list(pool.map(means, chosen)), axis=0) if chosen else np.zeros(len(models))
     for stream in range(SH_FIRST, len(models)):
