@@ -13,7 +13,36 @@ from numba import njit
 
 from ..errors import FormatError, TruncatedError
 
-__all__ = ["finish_bits", "pack_fixed", "read_bits", "read_fixed", "unpack_fixed", "write_bits", "write_fixed"]
+__all__ = [
+    "bit_length",
+    "finish_bits",
+    "pack_fixed",
+    "read_bits",
+    "read_fixed",
+    "unpack_fixed",
+    "write_bits",
+    "write_fixed",
+]
+
+
+@njit(cache=True)
+def bit_length(value):  # type: ignore[no-untyped-def]
+    """Number of bits of 0 <= value < 2**63, 0 for 0; without branches, which would be hard to predict."""
+    v = np.int64(value)
+    n = np.int64(v > 0xFFFFFFFF) << 5
+    v >>= n
+    k = np.int64(v > 0xFFFF) << 4
+    v >>= k
+    n += k
+    k = np.int64(v > 0xFF) << 3
+    v >>= k
+    n += k
+    k = np.int64(v > 0xF) << 2
+    v >>= k
+    n += k
+    k = np.int64(v > 3) << 1
+    v >>= k
+    return n + k + np.int64(v > 1) + np.int64(v > 0)
 
 
 @njit(cache=True)
@@ -41,11 +70,23 @@ def write_bits(buffer, position, value, count):
 
 
 @njit(cache=True)
-def read_bits(buffer, position, count):
+def read_bits(buffer, position, count):  # type: ignore[no-untyped-def]
     """The `count` (0..64) bits at `position` as a uint64, highest first; the caller adds `count` to the position."""
+    at = np.uint64(position)
+    byte = at >> np.uint64(3)
+    if count <= 56 and byte + np.uint64(8) <= np.uint64(len(buffer)):  # one word holds them all: the usual case
+        if count == 0:
+            return np.uint64(0)
+        word = np.uint64(0)
+        for k in range(8):
+            word |= np.uint64(buffer[byte + np.uint64(k)]) << np.uint64(56 - 8 * k)
+        return (word << (at & np.uint64(7))) >> np.uint64(64 - count)
+    return _read_bits_slowly(buffer, np.int64(position), np.int64(count))
+
+
+@njit(cache=True)
+def _read_bits_slowly(buffer, at, left):  # type: ignore[no-untyped-def]
     value = np.uint64(0)
-    at = np.int64(position)
-    left = np.int64(count)
     while left > 0:
         room = 8 - (at & 7)
         take = min(room, left)
