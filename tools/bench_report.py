@@ -109,6 +109,8 @@ def front_bd_rate(results: Results, scene: str) -> float | None:
 
 
 def _bd(anchor: Sequence[tuple[float, float]], test: Sequence[tuple[float, float]]) -> float | None:
+    """BD-rate of (bytes, PSNR) points in per cent, one point a PSNR; None where the curves do not overlap."""
+    anchor, test = (list({psnr: (size, psnr) for size, psnr in points}.values()) for points in (anchor, test))
     if len(anchor) < 2 or len(test) < 2:
         return None
     try:
