@@ -223,25 +223,39 @@ def _compress_lossy(
     cleaned, cleaning = gaussians.cleaned()
     if cleaning:
         report.notes.append(str(cleaning))
-    encoded = encode_lossy(cleaned, options, threads=threads, progress=progress)
+    side = cleaned.extras if extras else {}
+    # What a target size leaves for the tiles: side arrays are coded once in the scene's own order to learn their size.
+    overhead = 0
+    if options.target_size is not None:
+        probe = [_meta_chunk(gaussians.metadata), *_side_chunks(side, threads)]
+        overhead = write_container(io.BytesIO(), probe, num_gaussians=0, features=[Feature("lossy-1")])
+        overhead += overhead // 32 + 64 + 96 * len(side)
+    encoded = encode_lossy(cleaned, options, overhead_bytes=overhead, threads=threads, progress=progress)
     report.num_coded = len(encoded.order)
     report.rate_bits.update(encoded.rate_bits)
     report.seconds.update(encoded.seconds)
     report.notes.extend(encoded.notes)
     metadata = dict(gaussians.metadata)
-    side_chunks: list[Chunk] = []
     features = [Feature("lossy-1")]
-    if gaussians.extras and not extras:
-        report.notes.append(f"side arrays dropped: {', '.join(gaussians.extras)}")
-    elif gaussians.extras:
-        from .static.lossless import encode_extras, extras_layout
+    side = {name: values[encoded.order] for name, values in side.items()}
+    if side:
+        from .static.lossless import extras_layout
 
-        side_arrays = {name: values[encoded.order] for name, values in cleaned.extras.items()}
-        side_chunks = encode_extras(side_arrays, threads)
-        metadata["extras"] = extras_layout(side_arrays)
+        metadata["extras"] = extras_layout(side)
         features.append(Feature("extras-1"))
+    elif gaussians.extras:
+        report.notes.append(f"side arrays dropped: {', '.join(gaussians.extras)}")
+    side_chunks = _side_chunks(side, threads)
     chunks = [_meta_chunk(metadata), *encoded.chunks, *side_chunks]
     return chunks, features, len(encoded.order)
+
+
+def _side_chunks(extras: Any, threads: int | None) -> list[Chunk]:
+    if not extras:
+        return []
+    from .static.lossless import encode_extras
+
+    return encode_extras(extras, threads)
 
 
 def _meta_chunk(metadata: Any) -> Chunk:

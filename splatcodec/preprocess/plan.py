@@ -106,14 +106,14 @@ class Tuning:
 
     size_base: float = 0.0125
     shape: float = 1.6
-    opacity: float = 1.0
-    position: float = 1.2
+    opacity: float = 0.75
+    position: float = 1.0
     geometry_top: float = 0.3
     color_top: float = 1.5
-    geometry: float = 1.6
+    geometry: float = 1.4
     color: float = 1.0
-    sh: float = 1.0
-    prune: float = 0.1
+    sh: float = 1.2
+    prune: float = 0.15
     bits_kept: float = 60.0
     blur_px: float = 0.5
     weight_exponent: float = 0.5

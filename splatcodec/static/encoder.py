@@ -26,7 +26,7 @@ from ..render.contribution import Contributions, contributions
 from ..render.cpu import render
 from ..render.rendering import Rendering
 from ..stages.parameters import COLOR_FIRST, OPACITY, SH_FIRST, SIZE_FIRST, SceneParameters, num_streams
-from ..stages.tile import decode_tile, emit_tile
+from ..stages.tile import MAX_TILE, decode_tile, emit_tile
 from .decoder import worker_count
 from .quantization import (
     ColorBases,
@@ -177,6 +177,7 @@ _EFFORTS = {
 }
 _IMPORTANCE_SEED, _CHECK_SEED = 0, 1
 _TOLERANCE_DB = 0.25
+_SMALL_SCENE = 30_000  # trials are cheap and statistics poor: two more of them
 _DB_PER_OCTAVE = -5.5  # how the PSNR follows K before two trials tell
 
 
@@ -185,6 +186,7 @@ def encode_lossy(
     options: LossyOptions,
     *,
     tuning: Tuning | None = None,
+    overhead_bytes: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> EncodedTiles:
@@ -193,6 +195,7 @@ def encode_lossy(
     Args:
         gaussians: finite values only (`Gaussians.cleaned`).
         tuning: the encoder's constants.
+        overhead_bytes: what of a target size goes to other chunks.
         threads: worker threads; the bytes do not depend on it.
         progress: called with (stage, share done).
 
@@ -221,7 +224,7 @@ def encode_lossy(
             return make_plan(gaussians, measured, 2.0**slope, options, tuning, seen_from)
 
         if options.target_size is not None:
-            best = _meet_size(gaussians, measured, plan_for, options.target_size, pool, tell)
+            best = _meet_size(gaussians, measured, plan_for, options.target_size - overhead_bytes, pool, tell)
         else:
             best = _meet_quality(gaussians, measured, plan_for, options.wanted_psnr_db, effort, pool, tell)
         seconds["coding"] = time.perf_counter() - clock
@@ -266,9 +269,10 @@ def _meet_quality(
         cameras = encoder_cameras(gaussians, num_views=effort.check_views, size_px=size_px, seed=_CHECK_SEED)
         originals = [render(gaussians, camera) for camera in cameras]
     tried: list[tuple[float, float]] = []
+    trials = effort.trials + (2 if effort.trials > 1 and gaussians.num_gaussians < _SMALL_SCENE else 0)
     best: tuple[float, EncodedTiles] | None = None
-    for trial in range(effort.trials):
-        tell("coding", trial / effort.trials)
+    for trial in range(trials):
+        tell("coding", trial / trials)
         encoded = encode_tiles(gaussians, plan_for(slope), pool)
         if not cameras or not gaussians.num_gaussians:
             return encoded
@@ -302,7 +306,8 @@ def _meet_size(
     tell: Progress,
 ) -> EncodedTiles:
     """Find the largest encoding that does not exceed the target size, and uses at least 97 % of it."""
-    budget = target_size - _CONTAINER_BYTES
+    # An entry of the table of contents a tile.
+    budget = target_size - 20 * (2 + gaussians.num_gaussians // MAX_TILE)
     slope = np.log2(_first_slope(measured, 43.0))
     below: tuple[float, int, EncodedTiles] | None = None  # slope, bytes
     above: tuple[float, int] | None = None
@@ -333,7 +338,3 @@ def _meet_size(
             field="target_size",
         )
     return below[2]
-
-
-# Header, table of contents and a usual metadata chunk, kept free by `target_size`.
-_CONTAINER_BYTES = 1024
