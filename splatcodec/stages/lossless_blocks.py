@@ -64,8 +64,8 @@ Keys = npt.NDArray[np.uint64]
 
 def finite_positions(columns: Sequence[npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
     """(3, n) float64 coordinates, 0 where a value is not finite or too large to square."""
-    positions = np.stack([np.asarray(column, np.float64) for column in columns])
     with np.errstate(invalid="ignore"):
+        positions = np.stack([np.asarray(column, np.float64) for column in columns])
         positions[~(np.abs(positions) <= FLOAT_LIMIT)] = 0.0
     return positions
 

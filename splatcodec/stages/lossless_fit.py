@@ -59,10 +59,11 @@ __all__ = ["Fit", "fit_plan"]
 SAMPLE_BLOCKS = 2
 SAMPLE_ROWS = 8192  # for questions that need no neighbours
 FIT_ROWS = 16384
-FEATURES = 10  # most terms of a predictor
+FEATURES = 16  # most terms of a predictor
 FEATURE_BITS = 30  # what a term must save
 REWEIGHTINGS = 2
 CLIP = 8.0  # in mean absolute deviations, of values when predictors are fitted
+FINEST = 30  # bits: residuals are not expected to be smaller, against the values
 TWIN_SHARE = 0.002  # of a column's values that occurred before, for it to vote for twins
 POSITION_NAMES = ("x", "y", "z")
 
@@ -203,10 +204,10 @@ def _as_dictionary(
     dictionaries: list[tuple[ColumnSpec, Keys]],
 ) -> ColumnPlan | None:
     """A column of few distinct values becomes indices into a list, which columns of the same dtype may share."""
-    if spec.width <= 16 or len(np.unique(sample)) > len(sample) // 2:
+    if len(np.unique(sample)) > min(len(sample) // 2, 1 << (spec.width - 2)):
         return None
     keys, counts = np.unique(spec.to_sorted(spec.to_keys(array)), return_counts=True)
-    if len(keys) > MAX_DICTIONARY:
+    if len(keys) > min(MAX_DICTIONARY, 1 << (spec.width - 2)):
         return None
     total, top = counts.sum(), counts.max()
     listed = len(keys) * (spec.width - 4) + (counts * np.log2(total / counts)).sum()
@@ -332,11 +333,13 @@ def _fit_group(plan: Plan, start: int, stop: int, block: Sequence[npt.NDArray[An
         if sphere is not None:
             unit, others = sphere
             columns[index] = replace(column, sphere=tuple(indices[k] for k in others), unit=unit, spread=0)
+            regression.usable[[at, regression.count + at]] = False
             continue
         column, predicted = regression.fit(at, column)
         residual = np.abs(sample.values[at] - predicted)
         thin = residual[sample.thin]
         unit = _exponent(float(np.minimum(thin, 8 * np.median(thin)).mean()))
+        unit = max(unit, column.spread - FINEST)
         residual = np.minimum(residual * 2.0**-unit, RESIDUAL_LIMIT)
         columns[index] = replace(column, unit=unit, scale=_fit_scale(sample, residual, activity))
         activity += (np.minimum(residual, ACTIVITY_LIMIT) - activity) * 0.125
@@ -352,18 +355,22 @@ class _Regression:
         self.count = len(sample.indices)
         nearest = np.stack([sample.nearest(at, sample.thin) for at in range(self.count)])
         terms = np.concatenate([sample.values[:, sample.thin], sample.means[:, sample.thin], nearest])
-        terms *= np.exp2(-np.tile(np.array(sample.spreads, np.float32), 3))[:, None]
+        terms = (terms * np.exp2(-np.tile(np.array(sample.spreads, np.float64), 3))[:, None]).astype(np.float32)
         limit = CLIP * np.mean(np.abs(terms), axis=1, keepdims=True)
         np.clip(terms, -limit, limit, out=terms)
         # Rows: values, near means and nearest values of all columns, then 1.
         self.terms = np.concatenate([terms, np.ones((1, terms.shape[1]), np.float32)])
         self.products = (self.terms @ self.terms.T).astype(np.float64)
+        # Other columns that may predict one: values and means of the first MAX_KEPT.
+        self.usable = np.zeros(3 * self.count + 1, np.bool_)
+        self.usable[: min(self.count, MAX_KEPT)] = True
+        self.usable[self.count : self.count + min(self.count, MAX_KEPT)] = True
 
     def fit(self, at: int, column: ColumnPlan) -> tuple[ColumnPlan, npt.NDArray[np.float64]]:
         """The column with its predictor, and its predictions from the centre (n,)."""
         count, sample = self.count, self.sample
-        usable = np.zeros(3 * count + 1, np.bool_)
-        usable[: min(at, MAX_KEPT)] = usable[count : count + min(at, MAX_KEPT)] = True
+        usable = self.usable.copy()
+        usable[at:count] = usable[count + at : 2 * count] = False
         usable[[count + at, 2 * count + at, 3 * count]] = True
         chosen, weights = self._choose(at, usable)
         weights = self._reweight(at, chosen, weights)

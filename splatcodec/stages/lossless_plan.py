@@ -17,7 +17,7 @@ from ..entropy.bits import finish_bits, pack_fixed, read_fixed
 from ..entropy.integers import IntegerReader, IntegerWriter
 from ..entropy.tables import ALPHABET, TableSet, build_tables, decode_tables, encode_tables
 from ..errors import FormatError, TruncatedError
-from .lossless_kernels import CLASSES, FLOAT_LIMIT, ColumnModel
+from .lossless_kernels import CLASSES, ColumnModel
 
 __all__ = [
     "CONSTANT",
@@ -53,6 +53,7 @@ WEIGHT_BITS = 9  # predictor weights are in 1/512
 SCALE_BITS = 12  # weights of the expected residual are in 1/4096
 MAX_WEIGHT = 1 << 14
 MAX_SCALE = 1 << 16
+MAX_CENTRE = 2.0**64
 
 CONSTANT, COPY, PLAIN, DICTIONARY = 0, 1, 2, 3  # column modes
 VALUE, MEAN = 0, 1  # feature kinds: another column's value in the same row, its mean over the near rows
@@ -431,7 +432,7 @@ class _ColumnReader:
         unit = get(_UNIT, -MAX_EXPONENT, MAX_EXPONENT, "unit")
         with np.errstate(invalid="ignore"):
             centre = float(np.array(_read_wide(self.integers) & 0xFFFFFFFF, np.uint32).view(np.float32))
-        if not abs(centre) <= FLOAT_LIMIT:
+        if not abs(centre) <= MAX_CENTRE:
             raise FormatError("impossible centre", field="centre")
         sphere = tuple(self._reference(index, "sphere", get(_REFERENCE, 1, index, "sphere")) for _ in range(num_sphere))
         if sphere:
