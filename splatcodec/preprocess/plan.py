@@ -113,7 +113,7 @@ class Tuning:
     geometry: float = 1.4
     color: float = 1.0
     sh: float = 1.2
-    prune: float = 0.15
+    prune: float = 0.1
     bits_kept: float = 60.0
     blur_px: float = 0.5
     weight_exponent: float = 0.5

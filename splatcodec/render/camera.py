@@ -467,7 +467,7 @@ def encoder_cameras(
         raise ParameterError(f"{num_views} views", field="num_views")
     views = _ViewChooser(gaussians, _ENCODER_STREAM, seed, size_px, up)
     phases = views.random(0).random(3)
-    sines = (-0.6, 0.9)
+    sines = (-0.7, 0.95)
     cameras = []
     for index in range(num_views):
         share = (index * 0.6180339887498949 + phases[0]) % 1.0

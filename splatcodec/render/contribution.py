@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ..gaussians import Gaussians
 from .camera import Camera
-from .compositing import CONTRIBUTION_STATE, PARTIALS, contribute_tiles, finish_statistics, init_contributions
+from .compositing import CONTRIBUTION_STATE, PARTIALS, PLANE, contribute_tiles, finish_statistics, init_contributions
 from .cpu import composite
 from .kernel import default_num_threads, run_threaded
 from .layers import sum_partials, tile_ranges
@@ -22,6 +22,8 @@ __all__ = ["BACKGROUND", "Contributions", "contributions"]
 BACKGROUND = 0.5
 # 28 bytes of partial results for each (tile, Gaussian) pair of a layer.
 _MAX_ENTRIES = 1 << 22
+_COVERED_ALPHA = 0.05  # as in metrics.psnr
+_LEAST_COVERED = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,7 @@ def contributions(
     cameras: Sequence[Camera],
     *,
     antialiased: bool | None = None,
+    equalize: bool = False,
     num_threads: int | None = None,
     on_view: Callable[[int, npt.NDArray[np.int32], npt.NDArray[np.float64]], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -81,6 +84,8 @@ def contributions(
         gaussians: any scene; rows that cannot be drawn contribute nothing.
         cameras: the views (an encoder takes `encoder_cameras`).
         antialiased: as for `render.cpu.render`.
+        equalize: give every view the weight of a view of average coverage, so that errors count as in a mean over
+            views of the PSNR over covered pixels: the fewer pixels a view covers, the more each one counts.
         num_threads: threads to use; the result does not depend on it.
         on_view: called as on_view(view, ids, sum_weight2) with the (V,) Gaussians a view draws and what the view adds
             to their `sum_weight2`.
@@ -98,6 +103,7 @@ def contributions(
         projection = project(gaussians, camera, antialiased=antialiased, num_threads=threads)
         pictures = composite(projection, threads)
         states = np.empty((len(pictures), CONTRIBUTION_STATE), np.float32)
+        covered = int((np.abs(pictures[:, :PLANE]) < 1.0 - _COVERED_ALPHA).sum()) if equalize else 0
         init_contributions(pictures, np.float32(BACKGROUND), camera.width, camera.height, projection.tiles_x, states)
         del pictures
         finished = np.zeros(len(states), np.uint8)
@@ -117,6 +123,10 @@ def contributions(
             )
             run_threaded(contribute_tiles, [(*tiles, *shared) for tiles in tile_ranges(projection)], threads)
             sum_partials(lists, partials, sums, threads, maximum=2)
+        if equalize:
+            # Scaled up to the whole picture; the weight of nearly empty views is bounded.
+            share = max(covered / (camera.width * camera.height), _LEAST_COVERED)
+            sums[:, [0, 1, 4, 5, 6]] /= share
         finish_statistics(
             0,
             len(sums),

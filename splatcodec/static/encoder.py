@@ -213,6 +213,7 @@ def encode_lossy(
         measured = contributions(
             gaussians,
             cameras,
+            equalize=True,
             num_threads=threads,
             on_view=seen_from.add if seen_from else None,
             progress=lambda k, n: tell("importance", k / n),
