@@ -17,7 +17,7 @@ demo: $(VENV)/.installed
 	$(RUN) compress demo/sample.ply demo/sample.splc --overwrite
 	$(RUN) verify demo/sample.splc
 	$(RUN) decompress demo/sample.splc demo/decoded.ply --overwrite
-	$(RUN) compare demo/sample.ply demo/decoded.ply --views 8 --size 384 --min-psnr 36 --report demo/report.html --overwrite
+	$(RUN) compare demo/sample.ply demo/sample.splc --views 8 --size 384 --min-psnr 36 --report demo/report.html --overwrite
 	$(RUN) render demo/sample.ply demo/original.png --overwrite
 	$(RUN) render demo/decoded.ply demo/decoded.png --views-of demo/sample.ply --overwrite
 	@echo "== lossless"

@@ -28,6 +28,7 @@ from splatcodec.cli.exit_codes import ExitCode
 from splatcodec.formats import formats
 from splatcodec.preprocess.plan import LossyOptions
 from splatcodec.sample import sample_scene
+from splatcodec.static import encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("numba", "llvmlite", "torch", "PIL", "scipy", "sklearn", "av", "constriction")
@@ -265,9 +266,16 @@ def test_every_lossy_option_can_be_given():
     assert f"(default {LossyOptions().quality:g})" in default
 
 
+def test_efforts_are_documented():
+    text = (ROOT / "docs" / "cli.md").read_text()
+    rows = re.findall(r"^\| (\d) \| (\d+) \| (\d+) \| (\d) \| (\d+) \|$", text, re.MULTILINE)
+    efforts = [(k, e.views, e.pixels // 10**6, e.trials, e.check_views) for k, e in encoder._EFFORTS.items()]
+    assert [tuple(map(int, row)) for row in rows] == efforts, "the table of efforts in docs/cli.md"
+
+
 def test_exit_codes_are_documented():
     text = (ROOT / "docs" / "cli.md").read_text()
-    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", text, re.MULTILINE)}
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \| [^|]+ \|$", text, re.MULTILINE)}
     assert listed == set(ExitCode) - {ExitCode.TERMINATED}
 
 

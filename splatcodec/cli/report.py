@@ -106,8 +106,7 @@ def _page(comparison: Comparison, reference: Side, decoded: Side, figures: list[
 Copy: {html.escape(str(decoded))}{ratio}, {bits:.1f} bits per original Gaussian</p>
 <p><b>{comparison.psnr_db:.2f} dB</b> mean PSNR over covered pixels,
 {comparison.worst_psnr_db:.2f} dB in the worst view, {comparison.full_psnr_db:.2f} dB over whole pictures,
-SSIM {comparison.ssim:.4f};
- {len(comparison.views)} views of {camera.width} x {camera.height} pixels.</p>
+SSIM {comparison.ssim:.4f}; {len(comparison.views)} views of {camera.width} x {camera.height} pixels.</p>
 <h2>Pictures</h2>
 {chr(10).join(figures)}
 <h2>Views</h2>
