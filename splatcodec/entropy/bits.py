@@ -26,7 +26,7 @@ __all__ = [
 
 
 @njit(cache=True)
-def bit_length(value):  # type: ignore[no-untyped-def]
+def bit_length(value):
     """Number of bits of 0 <= value < 2**63, 0 for 0; without branches, which would be hard to predict."""
     v = np.int64(value)
     n = np.int64(v > 0xFFFFFFFF) << 5
@@ -70,7 +70,7 @@ def write_bits(buffer, position, value, count):
 
 
 @njit(cache=True)
-def read_bits(buffer, position, count):  # type: ignore[no-untyped-def]
+def read_bits(buffer, position, count):
     """The `count` (0..64) bits at `position` as a uint64, highest first; the caller adds `count` to the position."""
     at = np.uint64(position)
     byte = at >> np.uint64(3)
@@ -85,7 +85,7 @@ def read_bits(buffer, position, count):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _read_bits_slowly(buffer, at, left):  # type: ignore[no-untyped-def]
+def _read_bits_slowly(buffer, at, left):
     value = np.uint64(0)
     while left > 0:
         room = 8 - (at & 7)

@@ -337,6 +337,8 @@ def _fit_group(plan: Plan, start: int, stop: int, block: Sequence[npt.NDArray[An
             continue
         column, predicted = regression.fit(at, column)
         residual = np.abs(sample.values[at] - predicted)
+        if column.mode == DICTIONARY or not plan.spec_of(column).is_float:
+            column, residual = _try_previous(sample, at, column, residual)
         thin = residual[sample.thin]
         unit = _exponent(float(np.minimum(thin, 8 * np.median(thin)).mean()))
         unit = max(unit, column.spread - FINEST)
@@ -344,6 +346,17 @@ def _fit_group(plan: Plan, start: int, stop: int, block: Sequence[npt.NDArray[An
         columns[index] = replace(column, unit=unit, scale=_fit_scale(sample, residual, activity))
         activity += (np.minimum(residual, ACTIVITY_LIMIT) - activity) * 0.125
     return replace(plan, columns=tuple(columns))
+
+
+def _try_previous(
+    sample: _Sample, at: int, column: ColumnPlan, residual: npt.NDArray[np.float64]
+) -> tuple[ColumnPlan, npt.NDArray[np.float64]]:
+    """Predict the nearest row's value if that is better: counters need an exact weight of 1."""
+    simple = np.abs(sample.values[at] - sample.nearest(at).astype(np.float64))
+    bits = [np.log2(r[sample.thin] + 0.5).mean() for r in (residual, simple)]
+    if bits[0] <= bits[1]:
+        return column, residual
+    return replace(column, bias=0, mean_weight=0, near_weight=1 << WEIGHT_BITS, features=()), simple
 
 
 class _Regression:
@@ -394,7 +407,7 @@ class _Regression:
             else:
                 source = sample.nearest(other)
                 column = replace(column, near_weight=weight)
-            predicted += real * source
+            predicted += np.multiply(source, real, dtype=np.float64)
         return replace(column, features=tuple(features)), predicted
 
     def _choose(self, at: int, usable: npt.NDArray[np.bool_]) -> tuple[list[int], npt.NDArray[np.float64]]:

@@ -153,7 +153,7 @@ class Tables(NamedTuple):
 
 
 @njit(cache=True, nogil=True)
-def interleave(positions, codes):  # type: ignore[no-untyped-def]
+def interleave(positions, codes):
     """Morton codes of rows: 17 bits an axis of a cube around the block.
 
     Args:
@@ -187,7 +187,7 @@ def interleave(positions, codes):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def find_nearest(positions, near, weight):  # type: ignore[no-untyped-def]
+def find_nearest(positions, near, weight):
     """The NUM_NEAR nearest of the WINDOW rows before each row, and their weights.
 
     Args:
@@ -229,7 +229,7 @@ def find_nearest(positions, near, weight):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def find_previous(keys, skip, table, previous):  # type: ignore[no-untyped-def]
+def find_previous(keys, skip, table, previous):
     """For each row the last earlier row with the same key, or -1.
 
     Args:
@@ -253,7 +253,7 @@ def find_previous(keys, skip, table, previous):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def vote_twins(previous, twin, votes):  # type: ignore[no-untyped-def]
+def vote_twins(previous, twin, votes):
     """Majority vote over columns: call with each column's `find_previous`; `twin` (n,) int32 starts at -1."""
     for i in range(len(twin)):
         p = previous[i]
@@ -272,7 +272,7 @@ TWIN_MODELS = 3 * GAMMA_MODELS
 
 
 @njit(cache=True, nogil=True)
-def encode_twins(twin, models, intervals):  # type: ignore[no-untyped-def]
+def encode_twins(twin, models, intervals):
     """List the rows that have a twin: their number, then for each the rows skipped and the distance back."""
     total = 0
     for i in range(len(twin)):
@@ -289,7 +289,7 @@ def encode_twins(twin, models, intervals):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def decode_twins(twin, models, states, words, cursor):  # type: ignore[no-untyped-def]
+def decode_twins(twin, models, states, words, cursor):
     """Inverse of `encode_twins`; `twin` (n,) int32 starts at -1. False if the list is impossible."""
     total = decode_gamma(models, 0, states, words, cursor)
     row = 0
@@ -310,14 +310,14 @@ def decode_twins(twin, models, states, words, cursor):  # type: ignore[no-untype
 
 
 @njit(cache=True, nogil=True)
-def add_feature(base, weight, source):  # type: ignore[no-untyped-def]
+def add_feature(base, weight, source):
     """base += weight * source; (n,) float64, float64, (n,) float32."""
     for i in range(len(base)):
         base[i] += weight * np.float64(source[i])
 
 
 @njit(cache=True, nogil=True)
-def sphere_base(base, source):  # type: ignore[no-untyped-def]
+def sphere_base(base, source):
     """base -= source * source; (n,) float64, (n,) float32."""
     for i in range(len(base)):
         v = np.float64(source[i])
@@ -325,7 +325,7 @@ def sphere_base(base, source):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def near_means(values, links, means):  # type: ignore[no-untyped-def]
+def near_means(values, links, means):
     """Weighted means of the near rows' values, as in `ColumnRows`."""
     for i in range(len(means)):
         mean = 0.0
@@ -335,14 +335,14 @@ def near_means(values, links, means):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _level(expected):  # type: ignore[no-untyped-def]
+def _level(expected):
     """Half octaves of an expected residual in units: 0 for 1 / LEVEL_UNIT and less."""
     v = np.int64(min(expected * LEVEL_UNIT, np.float64(MAX_LEVEL_VALUE)))
     return LEVELS[max(v, np.int64(1))]
 
 
 @njit(cache=True, nogil=True)
-def _predict(i, model, base, links, rows, activity):  # type: ignore[no-untyped-def]
+def _predict(i, model, base, links, rows, activity):
     """(prediction, level, mean of the near rows) of row i."""
     mean = 0.0
     residual = 0.0
@@ -358,7 +358,7 @@ def _predict(i, model, base, links, rows, activity):  # type: ignore[no-untyped-
 
 
 @njit(cache=True, nogil=True)
-def _step_and_class(model, level, twin, mark):  # type: ignore[no-untyped-def]
+def _step_and_class(model, level, twin, mark):
     """(exponent of the step, context class)."""
     free = model.unit + (level >> 1) - STEP_SHIFT
     step = free if model.is_float else min(max(free, 0), 63)
@@ -372,7 +372,7 @@ def _step_and_class(model, level, twin, mark):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _predicted_cell(model, mu, step):  # type: ignore[no-untyped-def]
+def _predicted_cell(model, mu, step):
     """(cell of the prediction, exponent of the step); the step grows to what the float format can tell apart."""
     if not model.is_float:
         scaled = np.floor(mu * POWERS[-step - _POWER_MIN])
@@ -387,7 +387,7 @@ def _predicted_cell(model, mu, step):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _learn(i, model, x, mu, mean, rows, activity):  # type: ignore[no-untyped-def]
+def _learn(i, model, x, mu, mean, rows, activity):
     """Store what later rows and columns predict from: value, mean and residual of row i."""
     rows.values[i + 1] = np.float32(x - model.centre)
     rows.means[i] = np.float32(mean)
@@ -402,7 +402,7 @@ def _learn(i, model, x, mu, mean, rows, activity):  # type: ignore[no-untyped-de
 
 
 @njit(cache=True, nogil=True)
-def _split(model, u):  # type: ignore[no-untyped-def]
+def _split(model, u):
     """(negative, significand, exponent, finite) of a float's bits: value = significand * 2**exponent."""
     mantissa = model.mantissa
     field = np.int64(u >> np.uint64(mantissa)) & (2 * model.bias + 1)
@@ -414,7 +414,7 @@ def _split(model, u):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _value(model, u):  # type: ignore[no-untyped-def]
+def _value(model, u):
     """The number that predictions see: 0 for what is not finite or beyond FLOAT_LIMIT."""
     if not model.is_float:
         return np.float64(np.int64(u))
@@ -426,7 +426,7 @@ def _value(model, u):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _to_cell(model, u, step):  # type: ignore[no-untyped-def]
+def _to_cell(model, u, step):
     """(ok, cell, raw bits, number of raw bits): which multiple of the step, and what is left below it."""
     if not model.is_float:
         mask = (np.uint64(1) << np.uint64(step)) - np.uint64(1)
@@ -452,7 +452,7 @@ def _to_cell(model, u, step):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _from_cell(model, cell, step, raw, position):  # type: ignore[no-untyped-def]
+def _from_cell(model, cell, step, raw, position):
     """(bits of the value, next position in the raw bits), -1 for a position if no such value exists."""
     if not model.is_float:
         u = (np.uint64(cell) << np.uint64(step)) | read_bits(raw, position, step)
@@ -495,7 +495,7 @@ def _from_cell(model, cell, step, raw, position):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True)
-def _token(difference):  # type: ignore[no-untyped-def]
+def _token(difference):
     """(token, raw bits, number of raw bits); token -1 if the difference has none."""
     negative = np.int64(difference < 0)
     magnitude = difference ^ -negative
@@ -511,7 +511,7 @@ def _token(difference):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _difference(token, raw, position):  # type: ignore[no-untyped-def]
+def _difference(token, raw, position):
     """(difference, next position) of a token of at least FIRST."""
     kind = token - FIRST
     negative = np.int64(kind >= SIDE)
@@ -528,7 +528,7 @@ def _difference(token, raw, position):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def encode_column(model, bits, base, links, state, rows, allowed, tokens, cells, raw):  # type: ignore[no-untyped-def]
+def encode_column(model, bits, base, links, state, rows, allowed, tokens, cells, raw):
     """Turn one column of a block into tokens, context cells and raw bits.
 
     Args:
@@ -585,7 +585,7 @@ def encode_column(model, bits, base, links, state, rows, allowed, tokens, cells,
 
 
 @njit(cache=True, nogil=True)
-def _next_token(tables, table):  # type: ignore[no-untyped-def]
+def _next_token(tables, table):
     """`entropy.tables.decode_token` without branches, in a fifth of its time; reading on past the end is harmless."""
     cursor = tables.cursor
     s = cursor[1] & (len(tables.states) - 1)
@@ -606,7 +606,7 @@ def _next_token(tables, table):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def decode_column(model, bits, base, links, state, rows, tables, raw):  # type: ignore[no-untyped-def]
+def decode_column(model, bits, base, links, state, rows, tables, raw):
     """Inverse of `encode_column`: fills `bits`; `tables` is a Tables.
 
     Returns:
@@ -648,7 +648,7 @@ def decode_column(model, bits, base, links, state, rows, tables, raw):  # type: 
 
 
 @njit(cache=True, nogil=True)
-def list_intervals(tokens, cells, context_map, freq, start, intervals, count):  # type: ignore[no-untyped-def]
+def list_intervals(tokens, cells, context_map, freq, start, intervals, count):
     """Append the rANS intervals of (n,) tokens to `intervals` at `count`; returns the new count."""
     for i in range(len(tokens)):
         table = context_map[cells[i]]
