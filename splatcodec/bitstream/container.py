@@ -10,7 +10,6 @@ import struct
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import (
@@ -22,6 +21,7 @@ from ..errors import (
     TruncatedError,
     UnsupportedError,
 )
+from ..files import open_for_reading
 
 __all__ = [
     "KNOWN_FEATURES",
@@ -182,11 +182,7 @@ class Container:
             ParameterError: the path cannot be opened.
             SplatCodecError: header or table of contents are damaged, too new or cut off.
         """
-        try:
-            file = Path(path).open("rb")
-        except OSError as error:
-            raise ParameterError(f"cannot open: {error.strerror}", file=str(path)) from None
-        return cls(file, str(path))
+        return cls(open_for_reading(path), str(path))
 
     def __enter__(self) -> Container:
         return self
