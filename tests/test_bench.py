@@ -169,14 +169,14 @@ def test_targets() -> None:
 
 
 def test_ablation_table() -> None:
-    points = [{"size_bytes": row["size_bytes"], "psnr_db": row["psnr_db"]} for row in CURVE]
+    points = [{name: row[name] for name in ("size_bytes", "psnr_db", "worst_psnr_db")} for row in CURVE]
     double = [{**point, "size_bytes": 2 * point["size_bytes"]} for point in points]
     rows = [
         {"scene": "donut", "name": name, "what": "w", "why_not": why, "points": made}
         for name, why, made in (("full", None, points), ("half", None, double), ("none", "no hook", []))
     ]
     table = bench_report.ablation_table(results_of(CURVE, rows))
-    assert any(line.startswith("| half | w | +100.0 |") for line in table)
+    assert any(line.startswith("| half | w | +100.0 (+0.0) |") for line in table)
     assert "- none: not measured, no hook" in table
 
 

@@ -342,6 +342,7 @@ class Encoder:
         self._plans: list[dict[str, Any]] = []  # arguments of make_plan, one dict a call
         self._tiles: dict[str, Any] = {}  # arguments of encode_tiles
         self._known: list[tuple[float, float]] = []  # (log2 K, PSNR)
+        self._prior: list[tuple[float, float]] = []  # the same of a similar encoder
 
     def changed(self, ablation: Ablation) -> Encoder:
         """The same encoder with a change; knows what this one has measured, unless the change is another effort."""
@@ -352,7 +353,7 @@ class Encoder:
             other.direct, other.why_not_direct = self.direct, self.why_not_direct
             other._measured, other._told = self._measured, self._told
             other._plans, other._tiles = list(self._plans), self._tiles
-        other._known = list(self._known)
+        other._prior = list(self._known)
         return other
 
     def compress(self, **lossy: Any) -> tuple[bytes, splatcodec.CompressReport]:
@@ -462,14 +463,21 @@ class Encoder:
         if not self.direct:
             payload, report = self.compress(target_psnr=min(max(target_db, 10.0), 80.0))
             return payload, report, 0.0
-        known = sorted(self._known, key=lambda point: abs(point[1] - target_db))[:2]
-        gradient = -5.5  # dB an octave
-        if len(known) == 2 and abs(known[0][0] - known[1][0]) > 1e-3:
-            gradient = min((known[1][1] - known[0][1]) / (known[1][0] - known[0][0]), -2.0)
-        step = float(np.clip((target_db - known[0][1]) / gradient, -4.0, 4.0))
-        slope = float(2.0 ** (known[0][0] + step))
+        slope = self._slope_for(target_db)
         payload, report = self.at_slope(slope)
         return payload, report, slope
+
+    def _slope_for(self, target_db: float) -> float:
+        """K guessed from the points known: between the two around the target, or on from the two nearest."""
+        # Another encoder's points only start the search.
+        known = sorted(self._known or self._prior, key=lambda point: abs(point[1] - target_db))
+        around = [[point for point in known if (point[1] > target_db) == over][:1] for over in (True, False)]
+        pair = around[0] + around[1] if all(around) else known[:2]
+        gradient = -5.5  # dB an octave
+        if len(pair) == 2 and abs(pair[0][0] - pair[1][0]) > 1e-3:
+            gradient = float(np.clip((pair[1][1] - pair[0][1]) / (pair[1][0] - pair[0][0]), -15.0, -2.0))
+        nearest = min(pair, key=lambda point: abs(point[1] - target_db))
+        return float(2.0 ** (nearest[0] + np.clip((target_db - nearest[1]) / gradient, -3.0, 3.0)))
 
 
 # --- one scene --------------------------------------------------------------------------------------------------------
