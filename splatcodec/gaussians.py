@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from .errors import ParameterError, SplatCodecWarning
 
-__all__ = ["MAX_SH_DEGREE", "SH_C0", "CleanReport", "Gaussians", "concatenated", "num_sh_coefficients"]
+__all__ = ["MAX_SH_DEGREE", "SH_C0", "CleanReport", "Gaussians", "concatenated", "num_sh_coefficients", "unit_quats"]
 
 SH_C0 = 0.28209479177387814
 MAX_SH_DEGREE = 3
@@ -200,15 +200,7 @@ class Gaussians:
 
     def normalized_quats(self) -> npt.NDArray[np.float32]:
         """(N, 4) unit quaternions; zero quaternions give the identity, as renderers treat them."""
-        quats = self.quats.astype(np.float64)
-        # Scale by the largest component first so that neither huge nor tiny values lose the norm.
-        largest = np.abs(quats).max(axis=1, initial=0.0, keepdims=True)
-        safe = np.where(largest > 0, largest, 1.0)
-        quats /= safe
-        norm = np.linalg.norm(quats, axis=1, keepdims=True)
-        quats /= np.where(norm > 0, norm, 1.0)
-        quats[largest[:, 0] == 0] = (1.0, 0.0, 0.0, 0.0)
-        return quats.astype(np.float32)
+        return unit_quats(self.quats)
 
     def alphas(self) -> npt.NDArray[np.float32]:
         """(N,) opacities after the sigmoid, 0..1."""
@@ -245,6 +237,18 @@ class Gaussians:
         if report:
             warnings.warn(f"{self.num_gaussians} Gaussians: {report}", SplatCodecWarning, stacklevel=2)
         return scene
+
+
+def unit_quats(quats: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(N, 4) quaternions of norm one; zero ones give the identity."""
+    wide = quats.astype(np.float64)
+    # Scale by the largest component first so that neither huge nor tiny values lose the norm.
+    largest = np.abs(wide).max(axis=1, initial=0.0, keepdims=True)
+    wide /= np.where(largest > 0, largest, 1.0)
+    norm = np.linalg.norm(wide, axis=1, keepdims=True)
+    wide /= np.where(norm > 0, norm, 1.0)
+    wide[largest[:, 0] == 0] = (1.0, 0.0, 0.0, 0.0)
+    return wide.astype(np.float32)
 
 
 def concatenated(parts: Sequence[Gaussians]) -> Gaussians:

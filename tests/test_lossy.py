@@ -191,7 +191,7 @@ def test_several_tiles(monkeypatch: pytest.MonkeyPatch, scene: Gaussians) -> Non
     from splatcodec.static import encoder
 
     whole = encoder.cut_tiles
-    monkeypatch.setattr(encoder, "cut_tiles", lambda means: whole(means, 600))
+    monkeypatch.setattr(encoder, "cut_tiles", lambda means, rows: whole(means, rows, 600))
     payload = splatcodec.compress(scene, effort=1, prune=False, keep_unseen=True)
     with splatcodec.open(payload) as file:
         tiles = file.container.of_type("TILE")

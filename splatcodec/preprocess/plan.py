@@ -117,7 +117,7 @@ class Tuning:
     bits_kept: float = 60.0
     blur_px: float = 0.5
     weight_exponent: float = 0.5
-    direction_ridge: float = 0.3
+    direction_ridge: float = 0.4
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ class Plan:
 
     Attributes:
         kept: (M,) int64 rows of the scene.
-        classes: (M, 2) int32 geometry and colour class.
+        classes: (N, 2) int32 geometry and colour class of every Gaussian, kept or not.
         steps: base steps.
-        color_weights: (M,) float64, for the colour bases.
-        view_weights: from where each Gaussian of the whole scene is seen, for SH error feedback; None = no feedback.
+        color_weights: (N,) float64, for the colour bases.
+        view_weights: from where each Gaussian is seen, for SH error feedback; None = no feedback.
         direction_ridge: see `Tuning`.
     """
 
@@ -138,7 +138,7 @@ class Plan:
     steps: Steps
     color_weights: Floats
     view_weights: ViewWeights | None = None
-    direction_ridge: float = 0.3
+    direction_ridge: float = 0.4
 
 
 def make_plan(
@@ -195,8 +195,8 @@ def make_plan(
     pixel = pixel[np.isfinite(pixel) & (pixel > 0)]
     if len(pixel):
         steps = replace(steps, blur=float(np.float32(tuning.blur_px * np.quantile(pixel, 0.05))))
-    classes = np.stack([geometry_class, color_class], 1).astype(np.int32)[rows]
-    return Plan(rows, classes, steps, color[rows], view_weights, tuning.direction_ridge)
+    classes = np.stack([geometry_class, color_class], 1).astype(np.int32)
+    return Plan(rows, classes, steps, color, view_weights, tuning.direction_ridge)
 
 
 def _top_class(largest: float, base: float) -> int:

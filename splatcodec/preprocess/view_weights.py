@@ -78,8 +78,8 @@ def direction_grams(rows, means, codes, centers, band_basis, ridge, factors):  #
     """
     size = factors.shape[1]
     y = np.zeros(size)
-    t = np.zeros(size)
     gram = np.zeros((size, size))
+    half = np.zeros((size, size))
     for i in range(len(rows)):
         row = rows[i]
         gram[:, :] = 0.0
@@ -109,23 +109,21 @@ def direction_grams(rows, means, codes, centers, band_basis, ridge, factors):  #
             trace += gram[a, a]
             for b in range(a):
                 gram[b, a] = gram[a, b]
-        # Into the coded basis: rows, then columns.
-        for c in range(size):
+        # Into the coded basis: rows, then columns; inner loops run along rows, so that they vectorise.
+        half[:, :] = 0.0
+        half[0, :] = gram[0, :]
+        for b in range(1, size):
             for k in range(1, size):
-                total = 0.0
-                for b in range(1, size):
-                    total += band_basis[b - 1, k - 1] * gram[b, c]
-                t[k] = total
-            for k in range(1, size):
-                gram[k, c] = t[k]
-        for c in range(size):
-            for k in range(1, size):
-                total = 0.0
-                for b in range(1, size):
-                    total += band_basis[b - 1, k - 1] * gram[c, b]
-                t[k] = total
-            for k in range(1, size):
-                gram[c, k] = t[k]
+                f = band_basis[b - 1, k - 1]
+                for c in range(size):
+                    half[k, c] += f * gram[b, c]
+        gram[:, :] = 0.0
+        for k in range(size):
+            gram[k, 0] = half[k, 0]
+            for b in range(1, size):
+                f = half[k, b]
+                for c in range(1, size):
+                    gram[k, c] += f * band_basis[b - 1, c - 1]
         for k in range(size):
             gram[k, k] += ridge * trace / size
         # Eliminate from the last coefficient: what is left for earlier ones is the error that later ones cannot mend.

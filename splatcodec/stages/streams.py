@@ -15,8 +15,8 @@ import numpy.typing as npt
 from numba import njit
 
 from ..entropy.bits import read_bits, write_bits
-from ..entropy.rans import pack_interval
-from ..entropy.tables import ALPHABET, decode_token, token_bits, token_of, value_of
+from ..entropy.rans import PROB_BITS, PROB_SCALE, RANS_LOW, pack_interval
+from ..entropy.tables import ALPHABET, DIRECT, token_bits, token_of, value_of
 
 __all__ = [
     "COEFFICIENT_BITS",
@@ -29,6 +29,7 @@ __all__ = [
     "Predictor",
     "decode_stream",
     "emit_stream",
+    "feature_column",
     "histogram_stream",
     "quantize_stream",
 ]
@@ -70,64 +71,91 @@ def _magnitude_level(x, levels):
     return min(2 * n - 2 + ((x >> (n - 2)) & 1), levels - 1)
 
 
-@njit(cache=True)
-def _feature(i, kind, source, values, neighbors, depths):
-    if kind == FEATURE_OWN:
-        return np.int64(values[source, i])
-    if kind == FEATURE_DEPTH:
-        return np.int64(depths[i]) << DEPTH_SHIFT
-    if i == 0:
-        return np.int64(0)
-    if kind == FEATURE_NEAREST:
-        return np.int64(values[source, neighbors[i, 0]])
-    total = np.int64(0)
-    for k in range(4):
-        total += values[source, neighbors[i, k]]
-    return total >> 2
-
-
-@njit(cache=True)
-def _predict(i, values, neighbors, depths, bias, kinds, sources, coefficients):
-    total = np.int64(bias) + (np.int64(1) << (COEFFICIENT_BITS - 1))
-    for f in range(len(kinds)):
-        total += coefficients[f] * _feature(i, kinds[f], sources[f], values, neighbors, depths)
-    return min(max(total >> COEFFICIENT_BITS, -VALUE_LIMIT), VALUE_LIMIT)
-
-
-@njit(cache=True)
-def _context(i, stream, group, mode, scale, cls, magnitudes, neighbors):
-    """Context cell of residual i of `stream`; `group` is the first stream whose residuals count as its own."""
-    near = np.int64(0)
-    if mode != CONTEXT_CLASS_OWN and i > 0:
-        for k in range(4):
-            near += magnitudes[stream, neighbors[i, k]]
-        near >>= cls
-    own = np.int64(0)
-    if mode != CONTEXT_CLASS_NEAR:
-        if stream > group:
-            own += magnitudes[stream - 1, i]
-        if stream > group + 1:
-            own += magnitudes[stream - 2, i]
-        own = (own << 1) >> cls
-    if mode == CONTEXT_CLASS_NEAR:
-        return (min(cls, 7) << 4) | _magnitude_level(near, 16)
-    if mode == CONTEXT_NEAR_OWN:
-        return (_magnitude_level(near, 16) << 3) | _magnitude_level(own, 8)
-    if mode == CONTEXT_CLASS_OWN:
-        return (min(cls, 7) << 4) | _magnitude_level(own, 16)
-    return (
-        (_magnitude_level(np.int64(scale) >> cls, 16) << 5)
-        | (_magnitude_level(near, 8) << 2)
-        | (_magnitude_level(own, 8) >> 1)
-    )
+@njit(cache=True, inline="always")
+def _mean(row, neighbors, i):
+    """Mean of a stream over the four neighbours of Gaussian i >= 1, rounded down."""
+    return (np.int64(row[neighbors[i, 0]]) + row[neighbors[i, 1]] + row[neighbors[i, 2]] + row[neighbors[i, 3]]) >> 2
 
 
 @njit(cache=True, nogil=True)
-def feature_matrix(values, neighbors, depths, kinds, sources, matrix):
-    """(n, F) float64 features of every Gaussian, for fitting predictors."""
-    for i in range(matrix.shape[0]):
-        for f in range(len(kinds)):
-            matrix[i, f] = _feature(i, kinds[f], sources[f], values, neighbors, depths)
+def feature_column(kind, source, values, neighbors, depths, column):
+    """(n,) int64 of one feature of every Gaussian; its own stream's values must be complete."""
+    row = values[source]
+    n = len(column)
+    if kind == FEATURE_OWN:
+        for i in range(n):
+            column[i] = row[i]
+    elif kind == FEATURE_DEPTH:
+        for i in range(n):
+            column[i] = np.int64(depths[i]) << DEPTH_SHIFT
+    else:
+        column[0] = 0
+        for i in range(1, n):
+            column[i] = row[neighbors[i, 0]] if kind == FEATURE_NEAREST else _mean(row, neighbors, i)
+
+
+@njit(cache=True, nogil=True)
+def _prepare(stream, values, neighbors, depths, bias, kinds, sources, coefficients, base, column):
+    """Sum of all features but the stream's own neighbours into `base` (n,); returns the coefficients of those two.
+
+    Features of earlier streams do not wait for this one, so that they are added in loops of their own.
+    """
+    start = np.int64(bias) + (np.int64(1) << (COEFFICIENT_BITS - 1))
+    for i in range(len(base)):
+        base[i] = start
+    mean, nearest = np.int64(0), np.int64(0)
+    for f in range(len(kinds)):
+        if sources[f] == stream and kinds[f] == FEATURE_MEAN:
+            mean += coefficients[f]
+        elif sources[f] == stream and kinds[f] == FEATURE_NEAREST:
+            nearest += coefficients[f]
+        else:
+            feature_column(kinds[f], sources[f], values, neighbors, depths, column)
+            for i in range(len(base)):
+                base[i] += coefficients[f] * column[i]
+    return mean, nearest
+
+
+@njit(cache=True, inline="always")
+def _predict(i, base, mean, nearest, row, neighbors):
+    total = base[i]
+    if i > 0:
+        if mean != 0:
+            total += mean * _mean(row, neighbors, i)
+        if nearest != 0:
+            total += nearest * np.int64(row[neighbors[i, 0]])
+    total >>= COEFFICIENT_BITS
+    return min(max(total, -VALUE_LIMIT), VALUE_LIMIT)
+
+
+@njit(cache=True, inline="always")
+def _context(i, mode, scale, c, own_terms, near_row, own_row, older_row, neighbors):
+    """Context cell of residual i; `own_terms` is how many of the two rows before count."""
+    near = np.int64(0)
+    if mode != CONTEXT_CLASS_OWN and i > 0:
+        near = (
+            np.int64(near_row[neighbors[i, 0]])
+            + near_row[neighbors[i, 1]]
+            + near_row[neighbors[i, 2]]
+            + near_row[neighbors[i, 3]]
+        ) >> c
+    own = np.int64(0)
+    if mode != CONTEXT_CLASS_NEAR and own_terms > 0:
+        own = np.int64(own_row[i])
+        if own_terms > 1:
+            own += older_row[i]
+        own = (own << 1) >> c
+    if mode == CONTEXT_CLASS_NEAR:
+        return (min(c, 7) << 4) | _magnitude_level(near, 16)
+    if mode == CONTEXT_NEAR_OWN:
+        return (_magnitude_level(near, 16) << 3) | _magnitude_level(own, 8)
+    if mode == CONTEXT_CLASS_OWN:
+        return (min(c, 7) << 4) | _magnitude_level(own, 16)
+    return (
+        (_magnitude_level(np.int64(scale) >> c, 16) << 5)
+        | (_magnitude_level(near, 8) << 2)
+        | (_magnitude_level(own, 8) >> 1)
+    )
 
 
 @njit(cache=True, nogil=True)
@@ -144,23 +172,29 @@ def quantize_stream(
         neighbors: (n, 4) int32. depths: (n,) int32.
         bias, kinds, sources, coefficients: the Predictor's fields.
     """
-    for i in range(len(targets)):
-        prediction = _predict(i, values, neighbors, depths, bias, kinds, sources, coefficients)
-        c = classes[i]
+    n = len(targets)
+    base, column = np.empty(n, np.int64), np.empty(n, np.int64)
+    mean, nearest = _prepare(stream, values, neighbors, depths, bias, kinds, sources, coefficients, base, column)
+    row, magnitude, residual = values[stream], magnitudes[stream], residuals[stream]
+    for i in range(n):
+        prediction = _predict(i, base, mean, nearest, row, neighbors)
+        c = np.int64(classes[i])
         r = np.int64(np.rint((targets[i] - prediction) / (np.int64(1) << c)))
         limit = np.int64(1 << 27) >> c
         r = min(max(r, -limit), limit)
-        values[stream, i] = min(max(prediction + (r << c), -VALUE_LIMIT), VALUE_LIMIT)
-        residuals[stream, i] = r
-        magnitudes[stream, i] = abs(r) << c
+        row[i] = min(max(prediction + (r << c), -VALUE_LIMIT), VALUE_LIMIT)
+        residual[i] = r
+        magnitude[i] = abs(r) << c
 
 
 @njit(cache=True, nogil=True)
 def histogram_stream(stream, group, mode, scale, classes, magnitudes, residuals, neighbors, histogram):
     """Add the tokens of a stream to (cells, ALPHABET) int64 `histogram`; returns the number of raw bits."""
     raw = 0
+    own_terms = min(stream - group, 2)
+    near_row, own_row, older_row = magnitudes[stream], magnitudes[max(stream - 1, 0)], magnitudes[max(stream - 2, 0)]
     for i in range(len(classes)):
-        cell = _context(i, stream, group, mode, scale, classes[i], magnitudes, neighbors)
+        cell = _context(i, mode, scale, np.int64(classes[i]), own_terms, near_row, own_row, older_row, neighbors)
         token, bits, _ = token_of(np.int64(residuals[stream, i]))
         histogram[cell, token] += 1
         raw += bits
@@ -186,8 +220,10 @@ def emit_stream(
     position,
 ):
     """Append the stream's intervals and raw bits; returns (count, position)."""
+    own_terms = min(stream - group, 2)
+    near_row, own_row, older_row = magnitudes[stream], magnitudes[max(stream - 1, 0)], magnitudes[max(stream - 2, 0)]
     for i in range(len(classes)):
-        cell = _context(i, stream, group, mode, scale, classes[i], magnitudes, neighbors)
+        cell = _context(i, mode, scale, np.int64(classes[i]), own_terms, near_row, own_row, older_row, neighbors)
         table = context_map[cell]
         token, bits, rest = token_of(np.int64(residuals[stream, i]))
         intervals[count] = pack_interval(freq[table, token], start[table, token])
@@ -226,20 +262,42 @@ def decode_stream(
 
     `context_map` entries must be valid tables; values stay within +-2**28 whatever the stream holds.
     """
-    for i in range(len(classes)):
-        c = classes[i]
-        prediction = _predict(i, values, neighbors, depths, bias, kinds, sources, coefficients)
-        table = context_map[_context(i, stream, group, mode, scale, c, magnitudes, neighbors)]
-        token = decode_token(lookup, freq, start, table, states, words, cursor)
-        bits = token_bits(token)
+    n = len(classes)
+    base, column = np.empty(n, np.int64), np.empty(n, np.int64)
+    mean, nearest = _prepare(stream, values, neighbors, depths, bias, kinds, sources, coefficients, base, column)
+    own_terms = min(stream - group, 2)
+    near_row, own_row, older_row = magnitudes[stream], magnitudes[max(stream - 1, 0)], magnitudes[max(stream - 2, 0)]
+    row = values[stream]
+    # `decode_token` with the cursor in registers: this loop is where decoding spends its time.
+    mask = len(states) - 1
+    coded, at, last = cursor[1], cursor[0], len(words)
+    for i in range(n):
+        c = np.int64(classes[i])
+        prediction = _predict(i, base, mean, nearest, row, neighbors)
+        table = context_map[_context(i, mode, scale, c, own_terms, near_row, own_row, older_row, neighbors)]
+        state = states[coded & mask]
+        slot = state & np.uint64(PROB_SCALE - 1)
+        token = np.int64(lookup[table, slot])
+        state = np.uint64(freq[table, token]) * (state >> np.uint64(PROB_BITS)) + slot - np.uint64(start[table, token])
+        if state < np.uint64(RANS_LOW):
+            if at < last:
+                state = (state << np.uint64(16)) | np.uint64(words[at])
+            else:
+                state = np.uint64(RANS_LOW)
+                cursor[2] = 1
+            at += 1
+        states[coded & mask] = state
+        coded += 1
         rest = np.int64(0)
-        if bits:
+        if token >= DIRECT:
+            bits = token_bits(token)
             rest = np.int64(read_bits(raw, position, bits))
             position += bits
         limit = np.int64(1 << 27) >> c
         r = min(max(value_of(token, rest), -limit), limit)
-        values[stream, i] = min(max(prediction + (r << c), -VALUE_LIMIT), VALUE_LIMIT)
-        magnitudes[stream, i] = abs(r) << c
+        row[i] = min(max(prediction + (r << c), -VALUE_LIMIT), VALUE_LIMIT)
+        near_row[i] = abs(r) << c
+    cursor[1], cursor[0] = coded, at
     return position
 
 

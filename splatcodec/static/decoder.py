@@ -18,7 +18,8 @@ from ..errors import FormatError, SplatCodecError
 from ..gaussians import Gaussians, num_sh_coefficients
 from ..limits import DEFAULT_LIMITS, Limits
 from ..stages.parameters import SceneParameters
-from ..stages.tile import MAX_TILE, decode_tile
+from ..stages.tile import MAX_TILE, DecodedTile, decode_tile
+from ..stages.transform import decompose_covariance
 
 __all__ = ["decode_lossy"]
 
@@ -80,33 +81,53 @@ def decode_lossy(
     total = check_counts(container, entries, limits)
     rest = num_sh_coefficients(parameters.sh_degree) - 1
     limits.check_bytes(total * 4 * (14 + 3 * rest), "the scene", file=container.name)
-    means, quats, scales = (np.empty((total, width), np.float32) for width in (3, 4, 3))
-    opacities, sh0 = np.empty(total, np.float32), np.empty((total, 1, 3), np.float32)
-    shN = np.empty((total, rest, 3), np.float32)
-    starts = np.cumsum([0, *(entry.count for entry in entries)])
+    scene = BlankScene([entry.count for entry in entries], parameters.sh_degree)
+    payloads: dict[int, bytes] = {}
 
     def work(k: int) -> None:
         entry = entries[k]
         try:
-            part = decode_tile(parameters, payloads[k], entry.count).gaussians()
+            scene.put(k, decode_tile(parameters, payloads.pop(k), entry.count))
         except SplatCodecError as error:
             raise _locate(error, container, entry) from None
-        rows = slice(int(starts[k]), int(starts[k + 1]))
-        means[rows], quats[rows], scales[rows] = part.means, part.quats, part.scales
-        opacities[rows], sh0[rows], shN[rows] = part.opacities, part.sh0, part.shN
 
-    payloads: dict[int, bytes] = {}
     workers = worker_count(threads)
     with ThreadPoolExecutor(workers) as pool:
         done = 0
         for first in range(0, len(entries), 2 * workers):
             batch = range(first, min(first + 2 * workers, len(entries)))
-            payloads = {k: container.read(entries[k]) for k in batch}
+            payloads.update({k: container.read(entries[k]) for k in batch})
             for _ in pool.map(work, batch):
                 done += 1
                 if progress:
                     progress("decode", done / len(entries))
-    return Gaussians(means, quats, scales, opacities, sh0, shN)
+    return scene.gaussians()
+
+
+class BlankScene:
+    """Arrays of a scene that tiles are decoded into, so that no tile is copied twice.
+
+    Args:
+        counts: Gaussians of each tile. sh_degree: 0..3.
+    """
+
+    def __init__(self, counts: Sequence[int], sh_degree: int) -> None:
+        self._starts = np.cumsum([0, *counts])
+        total = int(self._starts[-1])
+        self._means, self._quats, self._scales = (np.empty((total, width), np.float32) for width in (3, 4, 3))
+        self._opacities, self._sh0 = np.empty(total, np.float32), np.empty((total, 1, 3), np.float32)
+        self._shN = np.empty((total, num_sh_coefficients(sh_degree) - 1, 3), np.float32)
+
+    def put(self, k: int, tile: DecodedTile) -> None:
+        """Fill in tile k; tiles may be put by several threads."""
+        rows = slice(int(self._starts[k]), int(self._starts[k + 1]))
+        decompose_covariance(tile.covariances, tile.smallest, self._quats[rows], self._scales[rows])
+        self._means[rows], self._opacities[rows] = tile.means, tile.opacities
+        self._sh0[rows], self._shN[rows] = tile.sh0, tile.shN
+
+    def gaussians(self) -> Gaussians:
+        """The scene, once every tile has been put."""
+        return Gaussians(self._means, self._quats, self._scales, self._opacities, self._sh0, self._shN)
 
 
 def _locate(error: SplatCodecError, container: Container, entry: ChunkEntry) -> SplatCodecError:

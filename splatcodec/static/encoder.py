@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..bitstream.container import Chunk
 from ..errors import ParameterError
-from ..gaussians import Gaussians, concatenated
+from ..gaussians import Gaussians
 from ..metrics.psnr import covered_psnr_db
 from ..preprocess.plan import LossyOptions, Plan, Tuning, make_plan
 from ..preprocess.view_weights import ViewWeights
@@ -27,7 +27,7 @@ from ..render.cpu import render
 from ..render.rendering import Rendering
 from ..stages.parameters import COLOR_FIRST, OPACITY, SH_FIRST, SIZE_FIRST, SceneParameters, num_streams
 from ..stages.tile import MAX_TILE, decode_tile, emit_tile
-from .decoder import worker_count
+from .decoder import BlankScene, worker_count
 from .quantization import (
     ColorBases,
     Feedback,
@@ -82,10 +82,9 @@ def encode_tiles(gaussians: Gaussians, plan: Plan, pool: ThreadPoolExecutor) -> 
         gaussians: finite values only (`Gaussians.cleaned`).
         pool: worker threads; the bytes do not depend on their number.
     """
-    scene = gaussians.selected(plan.kept)
-    steps, classes = plan.steps, plan.classes
-    bases = ColorBases.fit(scene, plan.color_weights)
-    tiles = list(pool.map(lambda rows: make_tile(scene, rows, classes, steps), cut_tiles(scene.means)))
+    scene, steps, classes = gaussians, plan.steps, plan.classes
+    bases = ColorBases.fit(scene, plan.kept, plan.color_weights)
+    tiles = list(pool.map(lambda rows: make_tile(scene, rows, classes, steps), cut_tiles(scene.means, plan.kept)))
 
     def targets_of(tile: Tile) -> TileTargets:
         return tile_targets(scene, tile, classes, steps, bases)
@@ -94,7 +93,7 @@ def encode_tiles(gaussians: Gaussians, plan: Plan, pool: ThreadPoolExecutor) -> 
     fit_scales(models, tiles, targets_of, steps, bases, pool)
     feedback = None
     if plan.view_weights is not None:
-        feedback = Feedback(plan.kept, gaussians.means, plan.view_weights, plan.direction_ridge)
+        feedback = Feedback(gaussians.means, plan.view_weights, plan.direction_ridge)
     packed: dict[int, PackedTile] = {}
 
     def quantize(k: int) -> list[npt.NDArray[np.int64]]:
@@ -131,20 +130,18 @@ def encode_tiles(gaussians: Gaussians, plan: Plan, pool: ThreadPoolExecutor) -> 
         "color": float(streams[COLOR_FIRST:SH_FIRST].sum()),
         "sh": float(streams[SH_FIRST:].sum()),
     }
-    return EncodedTiles(chunks, plan.kept[order], parameters, rate_bits)
+    return EncodedTiles(chunks, order, parameters, rate_bits)
 
 
 def decode_encoded(encoded: EncodedTiles, pool: ThreadPoolExecutor) -> Gaussians:
     """What a decoder makes of the chunks, in their order."""
-    parts = list(
-        pool.map(
-            lambda c: decode_tile(encoded.parameters, c.payload, c.count).gaussians(),
-            [chunk for chunk in encoded.chunks if chunk.type == "TILE"],
-        )
-    )
-    if not parts:
-        return Gaussians.empty(encoded.parameters.sh_degree)
-    return concatenated(parts)
+    tiles = [chunk for chunk in encoded.chunks if chunk.type == "TILE"]
+    decoded = BlankScene([tile.count for tile in tiles], encoded.parameters.sh_degree)
+    for _ in pool.map(
+        lambda k: decoded.put(k, decode_tile(encoded.parameters, tiles[k].payload, tiles[k].count)), range(len(tiles))
+    ):
+        pass
+    return decoded.gaussians()
 
 
 @dataclass(frozen=True)
@@ -177,6 +174,7 @@ _EFFORTS = {
 }
 _IMPORTANCE_SEED, _CHECK_SEED = 0, 1
 _TOLERANCE_DB = 0.25
+_LARGE_SCENE = 400_000  # a trial takes long: half the views, at most two trials below effort 7
 _SMALL_SCENE = 30_000  # trials are cheap and statistics poor: two more of them
 _DB_PER_OCTAVE = -5.5  # how the PSNR follows K before two trials tell
 
@@ -239,7 +237,7 @@ def encode_lossy(
 def _importance_cameras(gaussians: Gaussians, effort: Effort) -> list[Camera]:
     """Views for importance: the larger the scene the fewer, since a view costs time by Gaussian as well as by pixel."""
     share = min(1.0, 150_000 / max(gaussians.num_gaussians, 1))
-    views = max(12, round(effort.views * share**0.5))
+    views = max(16, round(effort.views * share))
     size_px = int(np.clip(16 * round((effort.pixels / views) ** 0.5 / 16), 128, 400))
     return encoder_cameras(gaussians, num_views=views, size_px=size_px, seed=_IMPORTANCE_SEED)
 
@@ -266,11 +264,13 @@ def _meet_quality(
     cameras: list[Camera] = []
     originals: list[Rendering] = []
     if effort.trials > 1:
-        size_px = 512 if gaussians.num_gaussians < 300_000 else 384
-        cameras = encoder_cameras(gaussians, num_views=effort.check_views, size_px=size_px, seed=_CHECK_SEED)
+        large = gaussians.num_gaussians > _LARGE_SCENE
+        views, size_px = (max(4, effort.check_views // 2), 384) if large else (effort.check_views, 512)
+        cameras = encoder_cameras(gaussians, num_views=views, size_px=size_px, seed=_CHECK_SEED)
         originals = [render(gaussians, camera) for camera in cameras]
     tried: list[tuple[float, float]] = []
-    trials = effort.trials + (2 if effort.trials > 1 and gaussians.num_gaussians < _SMALL_SCENE else 0)
+    trials = min(effort.trials, 2) if gaussians.num_gaussians > _LARGE_SCENE else effort.trials
+    trials += 2 if effort.trials > 1 and gaussians.num_gaussians < _SMALL_SCENE else 0
     best: tuple[float, EncodedTiles] | None = None
     for trial in range(trials):
         tell("coding", trial / trials)

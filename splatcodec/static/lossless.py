@@ -80,7 +80,7 @@ def encode_table(
         xyz = np.stack([np.asarray(columns[name], np.float64) for name in "xyz"], 1)
         with np.errstate(invalid="ignore", over="ignore"):
             means = np.nan_to_num(xyz, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
-        parts = cut_tiles(np.nan_to_num(means, posinf=0.0, neginf=0.0))
+        parts = cut_tiles(np.nan_to_num(means, posinf=0.0, neginf=0.0), np.arange(len(means)))
         order = np.concatenate(parts) if parts else np.zeros(0, np.int64)
         columns = {name: values[order] for name, values in columns.items()}
     if progress:

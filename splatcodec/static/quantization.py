@@ -15,7 +15,7 @@ import numpy.typing as npt
 from numba import njit
 
 from ..entropy.tables import ALPHABET, cluster_contexts, quantize_weights
-from ..gaussians import Gaussians, num_sh_coefficients
+from ..gaussians import Gaussians, num_sh_coefficients, unit_quats
 from ..preprocess.plan import Steps
 from ..preprocess.view_weights import ViewWeights, direction_grams
 from ..stages.octree import MAX_DEPTH
@@ -40,7 +40,7 @@ from ..stages.streams import (
     FEATURE_NEAREST,
     FEATURE_OWN,
     Predictor,
-    feature_matrix,
+    feature_column,
     histogram_stream,
     quantize_stream,
 )
@@ -65,7 +65,7 @@ __all__ = [
     "tile_targets",
 ]
 
-_FIT_GAUSSIANS = 1 << 17  # predictors are fitted on at most this many Gaussians
+_FIT_GAUSSIANS = 1 << 16  # predictors are fitted on at most this many Gaussians
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int32]
 
@@ -140,13 +140,11 @@ class Feedback:
     """Error feedback of SH coefficients: later ones make up for the errors of earlier ones, as seen from the views.
 
     Attributes:
-        plan_rows: (M,) int64 rows of the whole scene that the coded Gaussians are.
-        means: (N, 3) float32 of the whole scene.
+        means: (N, 3) float32.
         weights: from where each is seen.
         ridge: see `direction_grams`.
     """
 
-    plan_rows: npt.NDArray[np.int64]
     means: npt.NDArray[np.float32]
     weights: ViewWeights
     ridge: float
@@ -156,7 +154,7 @@ class Feedback:
         size = len(bases.sh_band) + 1
         factors = np.empty((len(rows), size, size), np.float32)
         direction_grams(
-            self.plan_rows[rows], self.means, self.weights.codes, self.weights.centers,
+            rows, self.means, self.weights.codes, self.weights.centers,
             bases.sh_band / MATRIX_SCALE, self.ridge, factors,
         )  # fmt: skip
         return factors
@@ -171,29 +169,34 @@ class ColorBases:
     sh_band: npt.NDArray[np.int64]
 
     @classmethod
-    def fit(cls, gaussians: Gaussians, weights: Floats) -> ColorBases:
+    def fit(cls, gaussians: Gaussians, rows: npt.NDArray[np.int64], weights: Floats) -> ColorBases:
         """Separable KLT: eigenvectors of weighted second moments over colour and over basis functions.
 
         Args:
+            rows: (M,) Gaussians that count.
             weights: (N,) how much each Gaussian's colour matters; clipped at the 95th percentile.
         """
         bands = num_sh_coefficients(gaussians.sh_degree) - 1
-        w = np.minimum(weights, np.percentile(weights, 95)) if len(weights) else weights
+        w = weights[rows]
+        w = np.minimum(w, np.percentile(w, 95)) if len(w) else w
         w = w + 1e-9 * (w.max(initial=0.0) + 1.0)
-        color = _integer_basis(_second_moment(gaussians.sh0[:, 0].astype(np.float64), w, centered=True))
+        color = _integer_basis(_second_moment(gaussians.sh0[rows, 0].astype(np.float64), w))
         if not bands:
             return cls(color, np.zeros((3, 3), np.int64), np.zeros((0, 0), np.int64))
         over_color, over_band = np.zeros((3, 3)), np.zeros((bands, bands))
-        for a in range(0, gaussians.num_gaussians, MAX_TILE):
-            sh = gaussians.shN[a : a + MAX_TILE].astype(np.float64)
-            part = sh * w[a : a + MAX_TILE, None, None]
-            over_color += np.einsum("nkc,nkd->cd", part, sh, optimize=True)
-            over_band += np.einsum("nkc,nlc->kl", part, sh, optimize=True)
+        for a in range(0, len(rows), 1 << 13):
+            block = slice(a, a + (1 << 13))
+            sh = gaussians.shN[rows[block]].astype(np.float64) * np.sqrt(w[block])[:, None, None]
+            by_color = sh.reshape(-1, 3)
+            by_band = sh.transpose(0, 2, 1).reshape(-1, bands)
+            over_color += by_color.T @ by_color
+            over_band += by_band.T @ by_band
         return cls(color, _integer_basis(over_color), _integer_basis(over_band))
 
 
-def _second_moment(x: Floats, weights: Floats, centered: bool) -> Floats:
-    if centered and weights.sum() > 0:
+def _second_moment(x: Floats, weights: Floats) -> Floats:
+    """Weighted second moment about the mean."""
+    if weights.sum() > 0:
         x = x - np.average(x, axis=0, weights=weights)
     return (x * weights[:, None]).T @ x
 
@@ -210,22 +213,25 @@ def _integer_basis(moment: Floats) -> npt.NDArray[np.int64]:
     return np.rint(vectors * signs * MATRIX_SCALE).astype(np.int64)
 
 
-def cut_tiles(means: npt.NDArray[np.float32], max_tile: int = MAX_TILE) -> list[npt.NDArray[np.int64]]:
+def cut_tiles(
+    means: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], max_tile: int = MAX_TILE
+) -> list[npt.NDArray[np.int64]]:
     """Rows of each tile, in Morton order; tiles are equal runs of that order.
 
     Args:
-        means: (N, 3) float32, finite.
+        means: (N, 3) float32, finite where it counts. rows: (M,) the Gaussians that are coded.
     """
-    n = len(means)
+    n = len(rows)
     if n == 0:
         return []
+    means = means[rows]
     low = means.min(0).astype(np.float64)
     extent = float((means.max(0).astype(np.float64) - low).max())
     codes = np.empty(n, np.uint64)
     morton_codes(means, low, ((1 << MAX_DEPTH) - 1) / extent if extent > 0 else 0.0, codes)
     order = np.argsort(codes, kind="stable")
     count = -(-n // max_tile)
-    return [order[n * k // count : n * (k + 1) // count] for k in range(count)]
+    return [rows[order[n * k // count : n * (k + 1) // count]] for k in range(count)]
 
 
 def make_tile(scene: Gaussians, rows: npt.NDArray[np.int64], classes: Ints, steps: Steps) -> Tile:
@@ -241,8 +247,7 @@ def make_tile(scene: Gaussians, rows: npt.NDArray[np.int64], classes: Ints, step
     morton_codes(np.ascontiguousarray(scene.means[rows]), np.array(grid.origin), cells_a_unit, codes)
     order = np.argsort(codes, kind="stable")
     rows, codes = rows[order], codes[order]
-    part = scene.selected(rows)
-    roots, _ = covariance_factors(part.normalized_quats(), part.scales, grid.blur)
+    roots, _ = covariance_factors(unit_quats(scene.quats[rows]), scene.scales[rows], grid.blur)
     finest = np.log2(roots).min(1) + classes[rows, 0] + steps.precision / 1024.0
     stop = np.clip(np.ceil(grid.exponent - finest), 0, MAX_DEPTH).astype(np.int32)
     return Tile(rows, grid, plant_tree(codes, stop))
@@ -250,48 +255,51 @@ def make_tile(scene: Gaussians, rows: npt.NDArray[np.int64], classes: Ints, step
 
 def tile_geometry(scene: Gaussians, tile: Tile) -> tuple[Floats, Floats]:
     """(n, 3) positions in their leaves, 0..1, and (n, 3) L21, L31, L32 of the coded covariances."""
-    part = scene.selected(tile.rows)
-    _, shape = covariance_factors(part.normalized_quats(), part.scales, tile.grid.blur)
-    return _fractions(part, tile), shape
-
-
-def _fractions(part: Gaussians, tile: Tile) -> Floats:
+    _, shape = covariance_factors(unit_quats(scene.quats[tile.rows]), scene.scales[tile.rows], tile.grid.blur)
     edges = np.exp2(tile.grid.exponent - tile.tree.depths.astype(np.float64))[:, None]
-    fractions = (part.means.astype(np.float64) - np.array(tile.grid.origin)) / edges - tile.tree.cells
-    return np.clip(fractions, 0.0, 1.0)
+    fractions = (scene.means[tile.rows].astype(np.float64) - np.array(tile.grid.origin)) / edges - tile.tree.cells
+    return np.clip(fractions, 0.0, 1.0), shape
 
 
 def tile_targets(scene: Gaussians, tile: Tile, classes: Ints, steps: Steps, bases: ColorBases) -> TileTargets:
     """Every attribute of a tile in base units."""
-    part = scene.selected(tile.rows)
-    roots, shape = covariance_factors(part.normalized_quats(), part.scales, tile.grid.blur)
+    rows = tile.rows
+    roots, shape = covariance_factors(unit_quats(scene.quats[rows]), scene.scales[rows], tile.grid.blur)
     targets = np.empty((num_streams(scene.sh_degree), len(tile.rows)))
-    targets[GEOMETRY_CLASS], targets[COLOR_CLASS] = classes[tile.rows].T
+    targets[GEOMETRY_CLASS], targets[COLOR_CLASS] = classes[rows].T
     targets[SIZE_FIRST : SIZE_FIRST + 3] = np.log2(roots).T * (1024.0 / steps.size)
     ratios = np.stack([roots[:, 0] / roots[:, 1], roots[:, 0] / roots[:, 2], roots[:, 1] / roots[:, 2]])
     targets[SHAPE_FIRST : SHAPE_FIRST + 3] = shape.T * ratios / steps.shape
     # log2 of the sigmoid, without overflow.
-    octaves = -np.logaddexp(0.0, -part.opacities.astype(np.float64)) / np.log(2.0)
+    octaves = -np.logaddexp(0.0, -scene.opacities[rows].astype(np.float64)) / np.log(2.0)
     targets[OPACITY] = -np.maximum(octaves, -12.0) * (1024.0 / steps.opacity)
-    targets[COLOR_FIRST:SH_FIRST] = color_targets(part, steps, bases)
+    to_color = np.linalg.inv(bases.color / MATRIX_SCALE) / steps.color
+    targets[COLOR_FIRST:SH_FIRST] = to_color @ scene.sh0[rows, 0].astype(np.float64).T
     if scene.sh_degree:
-        targets[SH_FIRST:] = sh_targets(part, steps, bases)
+        to_band = np.linalg.inv(bases.sh_band / MATRIX_SCALE) / steps.sh
+        project_sh(scene.shN, rows, np.linalg.inv(bases.sh_color / MATRIX_SCALE), to_band, targets[SH_FIRST:])
     return TileTargets(targets, shape)
 
 
-def color_targets(scene: Gaussians, steps: Steps, bases: ColorBases) -> Floats:
-    """(3, n) sh0 in the colour basis, in base units."""
-    inverse = np.linalg.inv(bases.color / MATRIX_SCALE)
-    return (inverse @ scene.sh0[:, 0].astype(np.float64).T) / steps.color
-
-
-def sh_targets(scene: Gaussians, steps: Steps, bases: ColorBases) -> Floats:
-    """(3 (K - 1), n) shN in the SH bases, in base units, component innermost."""
-    color_inverse = np.linalg.inv(bases.sh_color / MATRIX_SCALE)
-    band_inverse = np.linalg.inv(bases.sh_band / MATRIX_SCALE)
-    mixed = np.einsum("kl,nlc->nkc", band_inverse, scene.shN.astype(np.float64), optimize=True)
-    mixed = np.einsum("nkc,dc->kdn", mixed, color_inverse, optimize=True)
-    return mixed.reshape(-1, scene.num_gaussians) / steps.sh
+@njit(cache=True, nogil=True)
+def project_sh(shN, rows, to_color, to_band, targets):  # type: ignore[no-untyped-def]
+    """(3 (K-1), n) float64 coefficients of Gaussians `rows` in the SH bases, component innermost."""
+    bands = shN.shape[1]
+    mixed = np.zeros((bands, 3))
+    for i in range(len(rows)):
+        row = rows[i]
+        mixed[:, :] = 0.0
+        for k in range(bands):
+            for band in range(bands):
+                f = to_band[k, band]
+                for channel in range(3):
+                    mixed[k, channel] += f * shN[row, band, channel]
+        for k in range(bands):
+            for component in range(3):
+                total = 0.0
+                for channel in range(3):
+                    total += to_color[component, channel] * mixed[k, channel]
+                targets[3 * k + component, i] = total
 
 
 def _features_of(stream: int) -> list[tuple[int, int]]:
@@ -312,7 +320,7 @@ def _features_of(stream: int) -> list[tuple[int, int]]:
         return [*same, (FEATURE_OWN, GEOMETRY_CLASS), (FEATURE_OWN, COLOR_CLASS), *sizes]
     if first == COLOR_FIRST:
         return [*same, *earlier]
-    return [*same, (FEATURE_OWN, COLOR_FIRST), (FEATURE_MEAN, COLOR_FIRST)]
+    return same[:1]  # of what was tried for SH, only the neighbours' mean pays for the time it takes to decode
 
 
 def _fit_predictor(
@@ -322,30 +330,33 @@ def _fit_predictor(
     features = _features_of(stream)
     kinds = np.array([kind for kind, _ in features], np.int64)
     sources = np.array([source for _, source in features], np.int64)
-    parts, wanted, widths = [], [], []
+    total = sum(values.shape[1] for values in rounded)
+    x = np.ones((len(features) + 1, total))  # one row a feature; the last is the bias
+    y, width = np.empty(total), np.ones(total)
+    at = 0
     for tile, targets, values in zip(tiles, exact, rounded):
-        matrix = np.empty((values.shape[1], len(features)))
-        feature_matrix(values, tile.tree.neighbors, tile.tree.depths, kinds, sources, matrix)
-        parts.append(matrix)
-        wanted.append(targets.targets[stream])
-        row = GEOMETRY_CLASS if stream < COLOR_FIRST else COLOR_CLASS
-        widths.append(np.exp2(values[row]) if stream > COLOR_CLASS else np.ones(values.shape[1]))
-    x = np.concatenate([*parts]) if len(parts) > 1 else parts[0]
-    x = np.concatenate([x, np.full((len(x), 1), 1.0)], 1)
-    y, width = np.concatenate(wanted), np.concatenate(widths)
+        n = values.shape[1]
+        column = np.empty(n, np.int64)
+        for row, (kind, source) in zip(x, features):
+            feature_column(kind, source, values, tile.tree.neighbors, tile.tree.depths, column)
+            row[at : at + n] = column
+        y[at : at + n] = targets.targets[stream]
+        if stream > COLOR_CLASS:
+            width[at : at + n] = np.exp2(values[GEOMETRY_CLASS if stream < COLOR_FIRST else COLOR_CLASS])
+        at += n
     # Columns of very different size: scale them before the normal equations, with a little ridge.
-    scale = np.abs(x).mean(0) + 1e-9
-    x = x / scale
+    scale = np.abs(x).mean(1) + 1e-9
+    x /= scale[:, None]
     weight = 1.0 / (width * width)
-    solution = np.zeros(x.shape[1])
+    solution: Floats = np.zeros(len(x))
     for _ in range(3):
-        weighted = x * weight[:, None]
-        normal = weighted.T @ x
+        weighted = x * weight
+        normal = weighted @ x.T
         normal[np.diag_indices_from(normal)] *= 1.0 + 1e-6
         normal[np.diag_indices_from(normal)] += 1e-9 * weight.sum()
-        solution = np.linalg.solve(normal, weighted.T @ y)
+        solution = np.asarray(np.linalg.solve(normal, weighted @ y), np.float64)
         # Code length grows with log |residual|, not its square.
-        weight = 1.0 / (width * (np.abs(y - x @ solution) + width))
+        weight = 1.0 / (width * (np.abs(y - solution @ x) + width))
     solution = solution / scale * (1 << COEFFICIENT_BITS)
     limit = 1 << 20
     coefficients = np.clip(np.rint(solution[:-1]), -limit, limit).astype(np.int64)
