@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from splatcodec.entropy.tables import ALPHABET
 from splatcodec.errors import FormatError, LimitExceededError, ParameterError, TruncatedError
 from splatcodec.limits import Limits
 from splatcodec.stages.lossless import (
@@ -19,8 +21,10 @@ from splatcodec.stages.lossless import (
     read_specs,
     spatial_order,
 )
-from splatcodec.stages.lossless_blocks import file_links, spatial_links
-from splatcodec.stages.lossless_plan import CONSTANT, COPY, DICTIONARY, PLAIN, read_plan
+from splatcodec.stages.lossless_blocks import file_links, model_block, pack_block, spatial_links
+from splatcodec.stages.lossless_fit import fit_plan
+from splatcodec.stages.lossless_kernels import CLASSES
+from splatcodec.stages.lossless_plan import CONSTANT, COPY, DICTIONARY, PLAIN, ColumnSpec, read_plan, write_plan
 
 INTEGERS = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
 DTYPES = [np.dtype(order + code) for order in "<>" for code in (*INTEGERS, "f4", "f8")]
@@ -199,6 +203,42 @@ def test_bytes_do_not_depend_on_threads():
     for threads in (1, 2, 5):
         decoded = decode_columns(*one, block_counts(3000, 500), threads)
         assert all(np.array_equal(decoded[name], columns[name]) for name in columns)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_any_parameters(data):
+    """However bad a prediction, the bits come back: the encoder's choices only decide the size."""
+    columns = trained_columns(40, sh_degree=0)
+    columns |= {"id": np.arange(40) << 55, "double": columns["x"] * np.float64(1e-200)}
+    arrays = list(columns.values())
+    plan = fit_plan(tuple(ColumnSpec(name, a.dtype) for name, a in columns.items()), arrays, [40]).plan
+    exponents = st.one_of(st.sampled_from([-150, 150]), st.integers(-150, 150))
+    weights = st.integers(-(2**14), 2**14)
+    changed = []
+    for column in plan.columns:
+        movable = column.is_modelled and not plan.spec_of(column).name.startswith("rot_")
+        if movable and data.draw(st.booleans()):
+            column = replace(
+                column,
+                spread=data.draw(exponents),
+                unit=data.draw(exponents),
+                centre=data.draw(st.floats(-(2.0**64), 2.0**64, width=32)),
+                mean_weight=data.draw(weights),
+                near_weight=data.draw(weights),
+                scale=tuple(data.draw(st.integers(0, 2**16)) for _ in range(3)),
+            )
+        changed.append(column)
+    flat = np.full((1, ALPHABET), 32, np.int64)
+    cells = plan.num_families * CLASSES
+    description = write_plan(
+        replace(plan, columns=tuple(changed), twins=True, context_map=np.zeros(cells, np.uint8)), flat
+    )
+    twin = np.array([data.draw(st.integers(-1, i - 1)) for i in range(40)], np.int32)
+    plan = read_plan(description)
+    block = model_block(plan, arrays, np.ones((cells, ALPHABET), np.bool_), lambda _: twin)
+    decoded = decode_columns(description, [pack_block(plan, block)], [40])
+    assert all(decoded[name].tobytes() == values.tobytes() for name, values in columns.items())
 
 
 # ---- What cannot be coded, and damage ------------------------------------------------------------------------------

@@ -12,17 +12,15 @@ look alike to the tables. What is left below the step is noise and goes into the
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import FormatError, LimitExceededError, ParameterError
 from ..limits import DEFAULT_LIMITS, Limits
-from .lossless_blocks import MAX_EXPANSION, decode_block, model_block, pack_block, spatial_order
+from .lossless_blocks import MAX_EXPANSION, decode_block, in_parallel, model_block, pack_block, spatial_order
 from .lossless_fit import fit_plan
 from .lossless_plan import MAX_COLUMNS, MAX_NAME_BYTES, ColumnSpec, read_plan, write_plan
 
@@ -38,21 +36,10 @@ __all__ = [
 
 BLOCK_ROWS = 65536  # most rows of a block
 
-T = TypeVar("T")
-
 
 def block_counts(num_rows: int, block_rows: int = BLOCK_ROWS) -> list[int]:
     """Rows of each block: `block_rows`, the last one fewer."""
     return [min(block_rows, num_rows - first) for first in range(0, num_rows, block_rows)]
-
-
-def _in_parallel(work: Callable[[int], T], count: int, threads: int | None) -> list[T]:
-    """[work(0), ..., work(count - 1)], on some threads."""
-    workers = min(threads or os.cpu_count() or 1, count)
-    if workers <= 1:
-        return [work(k) for k in range(count)]
-    with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(work, range(count)))
 
 
 def encode_columns(
@@ -76,7 +63,7 @@ def encode_columns(
         raise ParameterError(f"{block_rows} rows in a block, expected 1 to {BLOCK_ROWS}")
     specs, arrays = _check_columns(columns)
     counts = block_counts(len(arrays[0]) if arrays else 0, block_rows)
-    fit = fit_plan(specs, arrays, counts)
+    fit = fit_plan(specs, arrays, counts, threads)
 
     def encode(k: int) -> bytes:
         block = fit.sample.pop(k, None)
@@ -85,7 +72,7 @@ def encode_columns(
             block = model_block(fit.plan, [array[rows] for array in arrays], fit.allowed, fit.find_twins)
         return pack_block(fit.plan, block)
 
-    return write_plan(fit.plan, fit.weights), _in_parallel(encode, len(counts), threads)
+    return write_plan(fit.plan, fit.weights), in_parallel(encode, len(counts), threads)
 
 
 def _check_columns(columns: Mapping[str, npt.NDArray[Any]]) -> tuple[tuple[ColumnSpec, ...], list[npt.NDArray[Any]]]:
@@ -149,5 +136,5 @@ def decode_columns(
     def decode(k: int) -> None:
         decode_block(plan, blocks[k], [array[first[k] : first[k + 1]] for array in out])
 
-    _in_parallel(decode, len(blocks), threads)
+    in_parallel(decode, len(blocks), threads)
     return {spec.name: array for spec, array in zip(plan.specs, out)}

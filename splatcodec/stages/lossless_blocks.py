@@ -6,9 +6,11 @@ prediction may use.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +50,7 @@ __all__ = [
     "decode_block",
     "file_links",
     "finite_positions",
+    "in_parallel",
     "model_block",
     "pack_block",
     "spatial_links",
@@ -57,6 +60,16 @@ __all__ = [
 MAX_EXPANSION = 2048  # most decoded bytes for a byte of a block
 
 Keys = npt.NDArray[np.uint64]
+T = TypeVar("T")
+
+
+def in_parallel(work: Callable[[int], T], count: int, threads: int | None) -> list[T]:
+    """[work(0), ..., work(count - 1)], on some threads."""
+    workers = min(threads or os.cpu_count() or 1, count)
+    if workers <= 1:
+        return [work(k) for k in range(count)]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(work, range(count)))
 
 
 # ---- Rows ----------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from .lossless_blocks import (
     block_keys,
     file_links,
     finite_positions,
+    in_parallel,
     model_block,
     spatial_links,
     spatial_order,
@@ -89,13 +90,16 @@ class Fit:
     sample: dict[int, ModelledBlock]
 
 
-def fit_plan(specs: tuple[ColumnSpec, ...], arrays: Sequence[npt.NDArray[Any]], counts: Sequence[int]) -> Fit:
+def fit_plan(
+    specs: tuple[ColumnSpec, ...], arrays: Sequence[npt.NDArray[Any]], counts: Sequence[int], threads: int | None = 1
+) -> Fit:
     """Choose how to code columns.
 
     Args:
         specs: the columns.
         arrays: (n,) values of each.
         counts: rows of each block.
+        threads: sampled blocks coded at a time.
     """
     num_rows = sum(counts)
     spatial = all(any(s.name == name and s.is_float for s in specs) for name in POSITION_NAMES)
@@ -111,7 +115,10 @@ def fit_plan(specs: tuple[ColumnSpec, ...], arrays: Sequence[npt.NDArray[Any]], 
     find_twins = _plan_twins(plan, blocks)
     plan = replace(plan, twins=find_twins is not None, columns=_with_families(plan.columns))
     everything = np.ones((plan.num_families * CLASSES, ALPHABET), np.bool_)
-    sample = {k: model_block(plan, block, everything, find_twins) for k, block in blocks.items()}
+    modelled = in_parallel(
+        lambda at: model_block(plan, blocks[chosen[at]], everything, find_twins), len(chosen), threads
+    )
+    sample = dict(zip(chosen, modelled))
     return _fit_tables(plan, sample, find_twins, complete=len(chosen) == len(counts))
 
 
