@@ -237,6 +237,8 @@ def _compress_lossy(
     report.notes.extend(encoded.notes)
     metadata = dict(gaussians.metadata)
     features = [Feature("lossy-1")]
+    if encoded.mixing:
+        features.append(Feature("mixing-1"))
     side = {name: values[encoded.order] for name, values in side.items()}
     if side:
         from .static.lossless import extras_layout

@@ -71,6 +71,7 @@ def splc_files() -> dict[str, bytes]:
     return {
         "lossy-sh0.splc": api.compress(flat, effort=1),
         "lossy-sh3.splc": api.compress(scene, effort=1),
+        "lossy-mixing.splc": api.compress(scene.selected(slice(0, 30)), effort=9),
         "lossy-extras.splc": api.compress(labelled, effort=1),
         "lossless.splc": api.compress(scene, lossless=True),
         "lossless-extras.splc": api.compress(labelled, lossless=True, reorder=True),

@@ -167,6 +167,7 @@ CASES: dict[str, Case] = {
     "lossy-far": Case("large coordinates, small scene, duplicate positions", _far_and_tiny, {"prune": False}),
     "lossy-same-place": Case("many Gaussians in one place", _same_place, {"prune": False}),
     "lossy-shapes": Case("flat, thin, huge and vanishing Gaussians", _extreme_shapes, {"prune": False}),
+    "lossy-mixing": Case("context mixing, refitted colours", lambda: _scene(120), {"effort": 9}),
     "lossy-extras": Case("side arrays of all kinds beside a lossy scene", _with_extras),
     "lossless-empty": Case("no Gaussians", lambda: Gaussians.empty(0), {"lossless": True}),
     "lossless-one": Case("one Gaussian", lambda: _scene(1), {"lossless": True}),

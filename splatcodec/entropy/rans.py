@@ -136,13 +136,15 @@ def decode_advance(states, words, cursor, slot, freq, start):
     """Consume the symbol with interval [start, start + freq) that holds `slot`."""
     s = cursor[1] & (len(states) - 1)
     x = np.uint64(freq) * (states[s] >> np.uint64(PROB_BITS)) + slot - np.uint64(start)
-    if x < np.uint64(RANS_LOW):
-        position = cursor[0]
-        if position < len(words):
-            x = (x << np.uint64(16)) | np.uint64(words[position])
-        else:
-            x = np.uint64(RANS_LOW)
-            cursor[2] = 1
+    position = cursor[0]
+    if position < len(words):
+        # No branch: whether a word is needed is a coin toss to the processor.
+        need = np.uint64(x < np.uint64(RANS_LOW))
+        x = (x << (need << np.uint64(4))) | (np.uint64(words[position]) * need)
+        cursor[0] = position + np.int64(need)
+    elif x < np.uint64(RANS_LOW):
+        x = np.uint64(RANS_LOW)
+        cursor[2] = 1
         cursor[0] = position + 1
     states[s] = x
     cursor[1] += 1

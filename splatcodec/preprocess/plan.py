@@ -131,6 +131,7 @@ class Plan:
         color_weights: (N,) float64, for the colour bases.
         view_weights: from where each Gaussian is seen, for SH error feedback; None = no feedback.
         direction_ridge: see `Tuning`.
+        mixing: code by context mixing instead of tables.
     """
 
     kept: npt.NDArray[np.int64]
@@ -139,6 +140,7 @@ class Plan:
     color_weights: Floats
     view_weights: ViewWeights | None = None
     direction_ridge: float = 0.4
+    mixing: bool = False
 
 
 def make_plan(

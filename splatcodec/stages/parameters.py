@@ -18,6 +18,7 @@ __all__ = [
     "COLOR_CLASS",
     "COLOR_FIRST",
     "GEOMETRY_CLASS",
+    "GROUPS",
     "OPACITY",
     "SHAPE_FIRST",
     "SH_FIRST",
@@ -30,6 +31,7 @@ __all__ = [
 
 # Streams in coding order. SH coefficient k of colour component c is stream SH_FIRST + 3 * k + c.
 GEOMETRY_CLASS, COLOR_CLASS, SIZE_FIRST, SHAPE_FIRST, OPACITY, COLOR_FIRST, SH_FIRST = 0, 1, 2, 5, 8, 9, 12
+GROUPS = (GEOMETRY_CLASS, COLOR_CLASS, SIZE_FIRST, SHAPE_FIRST, OPACITY, COLOR_FIRST, SH_FIRST)
 MATRIX_SCALE = 2048
 _FIXED = struct.Struct("<BBHHifff")
 _MAX_TABLES = 256
@@ -45,10 +47,7 @@ def num_streams(sh_degree: int) -> int:
 
 def stream_group(stream: int) -> int:
     """First stream of the group whose residuals are a stream's own context."""
-    for first in (SH_FIRST, COLOR_FIRST, OPACITY, SHAPE_FIRST, SIZE_FIRST, COLOR_CLASS):
-        if stream >= first:
-            return first
-    return GEOMETRY_CLASS
+    return max(first for first in GROUPS if first <= stream)
 
 
 @dataclass

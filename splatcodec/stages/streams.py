@@ -61,7 +61,7 @@ class Predictor:
 
 
 @njit(cache=True, inline="always")
-def _magnitude_level(x, levels):
+def magnitude_level(x, levels):
     """0..levels-1, exact below 4, then two levels an octave."""
     if x < 4:
         return min(x, levels - 1)
@@ -95,7 +95,7 @@ def feature_column(kind, source, values, neighbors, depths, column):
 
 
 @njit(cache=True, nogil=True)
-def _prepare(stream, values, neighbors, depths, bias, kinds, sources, coefficients, base, column):
+def prepare(stream, values, neighbors, depths, bias, kinds, sources, coefficients, base, column):
     """Sum of all features but the stream's own neighbours into `base` (n,); returns the coefficients of those two.
 
     Features of earlier streams do not wait for this one, so that they are added in loops of their own.
@@ -117,7 +117,7 @@ def _prepare(stream, values, neighbors, depths, bias, kinds, sources, coefficien
 
 
 @njit(cache=True, inline="always")
-def _predict(i, base, mean, nearest, row, neighbors):
+def predict(i, base, mean, nearest, row, neighbors):
     total = base[i]
     if i > 0:
         if mean != 0:
@@ -146,15 +146,15 @@ def _context(i, mode, scale, c, own_terms, near_row, own_row, older_row, neighbo
             own += older_row[i]
         own = (own << 1) >> c
     if mode == CONTEXT_CLASS_NEAR:
-        return (min(c, 7) << 4) | _magnitude_level(near, 16)
+        return (min(c, 7) << 4) | magnitude_level(near, 16)
     if mode == CONTEXT_NEAR_OWN:
-        return (_magnitude_level(near, 16) << 3) | _magnitude_level(own, 8)
+        return (magnitude_level(near, 16) << 3) | magnitude_level(own, 8)
     if mode == CONTEXT_CLASS_OWN:
-        return (min(c, 7) << 4) | _magnitude_level(own, 16)
+        return (min(c, 7) << 4) | magnitude_level(own, 16)
     return (
-        (_magnitude_level(np.int64(scale) >> c, 16) << 5)
-        | (_magnitude_level(near, 8) << 2)
-        | (_magnitude_level(own, 8) >> 1)
+        (magnitude_level(np.int64(scale) >> c, 16) << 5)
+        | (magnitude_level(near, 8) << 2)
+        | (magnitude_level(own, 8) >> 1)
     )
 
 
@@ -174,10 +174,10 @@ def quantize_stream(
     """
     n = len(targets)
     base, column = np.empty(n, np.int64), np.empty(n, np.int64)
-    mean, nearest = _prepare(stream, values, neighbors, depths, bias, kinds, sources, coefficients, base, column)
+    mean, nearest = prepare(stream, values, neighbors, depths, bias, kinds, sources, coefficients, base, column)
     row, magnitude, residual = values[stream], magnitudes[stream], residuals[stream]
     for i in range(n):
-        prediction = _predict(i, base, mean, nearest, row, neighbors)
+        prediction = predict(i, base, mean, nearest, row, neighbors)
         c = np.int64(classes[i])
         r = np.int64(np.rint((targets[i] - prediction) / (np.int64(1) << c)))
         limit = np.int64(1 << 27) >> c
@@ -264,28 +264,26 @@ def decode_stream(
     """
     n = len(classes)
     base, column = np.empty(n, np.int64), np.empty(n, np.int64)
-    mean, nearest = _prepare(stream, values, neighbors, depths, bias, kinds, sources, coefficients, base, column)
+    mean, nearest = prepare(stream, values, neighbors, depths, bias, kinds, sources, coefficients, base, column)
     own_terms = min(stream - group, 2)
     near_row, own_row, older_row = magnitudes[stream], magnitudes[max(stream - 1, 0)], magnitudes[max(stream - 2, 0)]
     row = values[stream]
     # `decode_token` with the cursor in registers: this loop is where decoding spends its time.
     mask = len(states) - 1
-    coded, at, last = cursor[1], cursor[0], len(words)
+    source = words if len(words) > 0 else np.zeros(1, np.uint16)
+    coded, at, last = cursor[1], cursor[0], len(source) - 1
     for i in range(n):
         c = np.int64(classes[i])
-        prediction = _predict(i, base, mean, nearest, row, neighbors)
+        prediction = predict(i, base, mean, nearest, row, neighbors)
         table = context_map[_context(i, mode, scale, c, own_terms, near_row, own_row, older_row, neighbors)]
         state = states[coded & mask]
         slot = state & np.uint64(PROB_SCALE - 1)
         token = np.int64(lookup[table, slot])
         state = np.uint64(freq[table, token]) * (state >> np.uint64(PROB_BITS)) + slot - np.uint64(start[table, token])
-        if state < np.uint64(RANS_LOW):
-            if at < last:
-                state = (state << np.uint64(16)) | np.uint64(words[at])
-            else:
-                state = np.uint64(RANS_LOW)
-                cursor[2] = 1
-            at += 1
+        # No branch: whether a word is needed is a coin toss to the processor.
+        need = np.uint64(state < np.uint64(RANS_LOW))
+        state = (state << (need << np.uint64(4))) | (np.uint64(source[min(at, last)]) * need)
+        at += np.int64(need)
         states[coded & mask] = state
         coded += 1
         rest = np.int64(0)
@@ -298,6 +296,8 @@ def decode_stream(
         row[i] = min(max(prediction + (r << c), -VALUE_LIMIT), VALUE_LIMIT)
         near_row[i] = abs(r) << c
     cursor[1], cursor[0] = coded, at
+    if at > len(words):
+        cursor[2] = 1
     return position
 
 

@@ -14,12 +14,14 @@ from ..entropy.bits import read_bits, write_bits
 from ..entropy.rans import PROB_BITS, PROB_SCALE, rans_encode, start_decoding
 from ..errors import FormatError, TruncatedError
 from ..gaussians import Gaussians, num_sh_coefficients
+from .mixing import MixerState, mix_decode_stream, mix_encode_stream
 from .neighbors import NUM_NEIGHBORS, find_neighbors, leaf_centers
 from .octree import MAX_DEPTH, OCTREE_MODELS, decode_octree, encode_octree
 from .parameters import (
     COLOR_CLASS,
     COLOR_FIRST,
     GEOMETRY_CLASS,
+    GROUPS,
     MATRIX_SCALE,
     OPACITY,
     SH_FIRST,
@@ -203,6 +205,7 @@ def emit_tile(
     residuals: Ints,
     fractions: Floats,
     shape: Floats,
+    mixing: bool = False,
     num_states: int = 8,
 ) -> tuple[bytes, npt.NDArray[np.float64]]:
     """The TILE chunk of quantized streams, and what its bits were spent on.
@@ -211,6 +214,7 @@ def emit_tile(
         values, magnitudes, residuals: (S, n) int32 from `quantize_stream`.
         fractions: (n, 3) float64 position of every Gaussian in its leaf, 0..1.
         shape: (n, 3) float64 L21, L31, L32 of the coded covariance.
+        mixing: code the streams by context mixing instead of tables.
 
     Returns:
         the chunk, and (S + 2,) bits: octree, each stream, plain position bits.
@@ -218,18 +222,32 @@ def emit_tile(
     n = values.shape[1]
     spent = np.zeros(values.shape[0] + 2)
     tables = parameters.table_set()
-    intervals = np.empty(len(tree.intervals) + values.size, np.uint32)
+    room = (
+        int(np.minimum(2 * np.abs(residuals).max(axis=1, initial=0), 31).sum()) + len(residuals)
+        if mixing
+        else len(values)
+    )
+    intervals = np.empty(len(tree.intervals) + n * room, np.uint32)
     count = len(tree.intervals)
     intervals[:count] = tree.intervals
     spent[0] = _code_length_bits(tree.intervals)
     raw = np.zeros(n * (4 * values.shape[0] + 12) + 16, np.uint8)
     position = 0
+    state = MixerState() if mixing else None
+    deltas = np.where(residuals < 0, -magnitudes, magnitudes) if mixing else magnitudes
     for stream, model in enumerate(parameters.models):
         before = count, position
-        count, position = emit_stream(
-            stream, stream_group(stream), model.mode, model.scale, stream_classes(stream, values), magnitudes,
-            residuals, tree.neighbors, model.context_map, tables.freq, tables.start, intervals, count, raw, position,
-        )  # fmt: skip
+        group, classes = stream_group(stream), stream_classes(stream, values)
+        if state is not None:
+            count, position = mix_encode_stream(
+                stream, group, GROUPS.index(group), model.scale, classes, deltas, residuals, tree.neighbors,
+                state.models, state.weights, intervals, count, raw, position,
+            )  # fmt: skip
+        else:
+            count, position = emit_stream(
+                stream, group, model.mode, model.scale, classes, magnitudes, residuals, tree.neighbors,
+                model.context_map, tables.freq, tables.start, intervals, count, raw, position,
+            )  # fmt: skip
         spent[stream + 1] = _code_length_bits(intervals[before[0] : count]) + position - before[1]
     before = count, position
     position = _emit_positions(
@@ -238,7 +256,7 @@ def emit_tile(
     )  # fmt: skip
     spent[-1] = position - before[1]
     coded = rans_encode(intervals[:count], num_states)
-    head = _HEAD.pack(num_states.bit_length() - 1, 0, grid.exponent, grid.blur, *grid.origin, len(coded))
+    head = _HEAD.pack(num_states.bit_length() - 1, int(mixing), grid.exponent, grid.blur, *grid.origin, len(coded))
     payload = head + coded + raw[: (position + 7) // 8].tobytes()
     return payload + bytes(max(0, (n + 7) // 8 - len(payload))), spent
 
@@ -295,10 +313,12 @@ def decode_tile(parameters: SceneParameters, payload: bytes, count: int) -> Deco
         raise FormatError(f"{count} Gaussians in a tile of {len(payload)} bytes", offset=0)
     if len(payload) < _HEAD.size:
         raise TruncatedError("the tile's header is cut off", offset=len(payload))
-    log_states, _, exponent, blur, ox, oy, oz, length = _HEAD.unpack_from(payload)
+    log_states, flags, exponent, blur, ox, oy, oz, length = _HEAD.unpack_from(payload)
     finite = all(abs(o) < 1e38 for o in (ox, oy, oz))
     if log_states > 5 or abs(exponent) > 1000 or not 0 <= blur < 1e30 or not finite:
         raise FormatError("the tile's header is damaged", offset=0)
+    if flags > 1:
+        raise FormatError(f"the tile asks for coding tools {flags} that do not exist", offset=1)
     if length > len(payload) - _HEAD.size:
         raise TruncatedError("the tile's rANS stream is cut off", offset=_HEAD.size)
     state = start_decoding(memoryview(payload)[_HEAD.size : _HEAD.size + length], 1 << log_states)
@@ -318,13 +338,22 @@ def decode_tile(parameters: SceneParameters, payload: bytes, count: int) -> Deco
     values, magnitudes = np.zeros((streams, count), np.int32), np.zeros((streams, count), np.int32)
     tables = parameters.table_set()
     position = 0
+    state_of_mix = MixerState() if flags & 1 else None
     for stream, model in enumerate(parameters.models):
         p = model.predictor
-        position = decode_stream(
-            stream, stream_group(stream), model.mode, model.scale, stream_classes(stream, values), values, magnitudes,
-            neighbors, depths, p.bias, p.kinds, p.sources, p.coefficients, model.context_map,
-            tables.lookup, tables.freq, tables.start, state.states, state.words, state.cursor, raw, position,
-        )  # fmt: skip
+        group, classes = stream_group(stream), stream_classes(stream, values)
+        if state_of_mix is not None:
+            position = mix_decode_stream(
+                stream, group, GROUPS.index(group), model.scale, classes, values, magnitudes, neighbors, depths,
+                p.bias, p.kinds, p.sources, p.coefficients, state_of_mix.models, state_of_mix.weights,
+                state.states, state.words, state.cursor, raw, position,
+            )  # fmt: skip
+        else:
+            position = decode_stream(
+                stream, group, model.mode, model.scale, classes, values, magnitudes, neighbors, depths,
+                p.bias, p.kinds, p.sources, p.coefficients, model.context_map, tables.lookup, tables.freq,
+                tables.start, state.states, state.words, state.cursor, raw, position,
+            )  # fmt: skip
         if stream <= COLOR_CLASS and (values[stream].min() < 0 or values[stream].max() > MAX_CLASS):
             raise FormatError("a class is out of range", offset=_HEAD.size)
     means = np.empty((count, 3), np.float32)

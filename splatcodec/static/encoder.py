@@ -8,9 +8,10 @@ Gaussians -> importance over the encoder's views -> slope K -> which are kept, c
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ from ..errors import ParameterError
 from ..gaussians import Gaussians
 from ..metrics.psnr import covered_psnr_db
 from ..preprocess.plan import LossyOptions, Plan, Tuning, make_plan
+from ..preprocess.refit import RefitViews, refit_colors
 from ..preprocess.view_weights import ViewWeights
 from ..render.camera import Camera, encoder_cameras
 from ..render.contribution import Contributions, contributions
@@ -39,6 +41,7 @@ from .quantization import (
     fit_predictors,
     fit_scales,
     make_tile,
+    no_contexts,
     quantize_tile,
     tile_geometry,
     tile_histograms,
@@ -60,6 +63,7 @@ class EncodedTiles:
         parameters: what PARM holds.
         rate_bits: bits by what they were spent on.
         seconds: by stage. notes: for people.
+        mixing: whether reading it needs the feature `mixing-1`.
     """
 
     chunks: list[Chunk]
@@ -68,6 +72,7 @@ class EncodedTiles:
     rate_bits: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    mixing: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -100,9 +105,14 @@ def encode_tiles(gaussians: Gaussians, plan: Plan, pool: ThreadPoolExecutor) -> 
         exact = targets_of(tiles[k])
         q = quantize_tile(tiles[k], exact, models, steps, bases, feedback)
         packed[k] = PackedTile.of(q)
-        return tile_histograms(tiles[k], q, models)
+        return [] if plan.mixing else tile_histograms(tiles[k], q, models)
 
-    weights = choose_contexts(models, pool.map(quantize, range(len(tiles))), pool)
+    histograms = pool.map(quantize, range(len(tiles)))
+    if plan.mixing:
+        deque(histograms, maxlen=0)
+        weights = no_contexts(models)
+    else:
+        weights = choose_contexts(models, histograms, pool)
     parameters = SceneParameters(
         scene.sh_degree, steps.size, steps.opacity, steps.precision, steps.shape, steps.color, steps.sh,
         bases.color, bases.sh_color, bases.sh_band, models, weights,
@@ -112,7 +122,9 @@ def encode_tiles(gaussians: Gaussians, plan: Plan, pool: ThreadPoolExecutor) -> 
     def emit(k: int) -> tuple[bytes, npt.NDArray[np.float64]]:
         tile, q = tiles[k], packed.pop(k).unpacked()
         fractions, shape = tile_geometry(scene, tile)
-        return emit_tile(parameters, tile.grid, tile.tree, q.values, q.magnitudes, q.residuals, fractions, shape)
+        return emit_tile(
+            parameters, tile.grid, tile.tree, q.values, q.magnitudes, q.residuals, fractions, shape, plan.mixing
+        )
 
     chunks = [Chunk("PARM", parameters.to_bytes())]
     spent = np.zeros(len(models) + 2)
@@ -153,12 +165,16 @@ class Effort:
         views: most importance views.
         trials: most encodings to meet the quality aimed at; 1 trusts the model of the slope.
         check_views: views a trial is judged on.
+        refit_views: views that colours are fitted to again once geometry is quantized; 0 = no refit.
+        mixing: code by context mixing.
     """
 
     pixels: int
     views: int
     trials: int
     check_views: int
+    refit_views: int = 0
+    mixing: bool = False
 
 
 _EFFORTS = {
@@ -168,11 +184,12 @@ _EFFORTS = {
     4: Effort(5_000_000, 80, 3, 8),
     5: Effort(8_000_000, 128, 4, 10),
     6: Effort(12_000_000, 192, 4, 12),
-    7: Effort(20_000_000, 256, 5, 16),
-    8: Effort(32_000_000, 384, 6, 20),
-    9: Effort(48_000_000, 512, 6, 24),
+    7: Effort(16_000_000, 256, 4, 12, 32),
+    8: Effort(24_000_000, 320, 5, 16, 48),
+    9: Effort(24_000_000, 320, 5, 16, 48, mixing=True),
 }
-_IMPORTANCE_SEED, _CHECK_SEED = 0, 1
+_IMPORTANCE_SEED, _CHECK_SEED, _REFIT_SEED = 0, 1, 2
+_REFIT_PX, _REFIT_STEPS = 256, 5
 _TOLERANCE_DB = 0.25
 _LARGE_SCENE = 400_000  # a trial takes long: half the views, at most two trials below effort 7
 _SMALL_SCENE = 30_000  # trials are cheap and statistics poor: two more of them
@@ -219,19 +236,48 @@ def encode_lossy(
         seconds["importance"] = time.perf_counter() - clock
         clock = time.perf_counter()
 
-        def plan_for(slope: float) -> Plan:
-            return make_plan(gaussians, measured, 2.0**slope, options, tuning, seen_from)
+        views = None
+        if effort.refit_views:
+            fit_cameras = encoder_cameras(gaussians, num_views=effort.refit_views, size_px=_REFIT_PX, seed=_REFIT_SEED)
+            views = RefitViews.of(gaussians, fit_cameras)
+
+        def encode(slope: float) -> EncodedTiles:
+            plan = make_plan(gaussians, measured, 2.0**slope, options, tuning, seen_from)
+            plan = replace(plan, mixing=effort.mixing)
+            encoded = encode_tiles(gaussians, plan, pool)
+            return _with_fitted_colors(gaussians, plan, encoded, views, measured, pool) if views else encoded
 
         if options.target_size is not None:
-            best = _meet_size(gaussians, measured, plan_for, options.target_size - overhead_bytes, pool, tell)
+            best = _meet_size(gaussians, measured, encode, options.target_size - overhead_bytes, pool, tell)
         else:
-            best = _meet_quality(gaussians, measured, plan_for, options.wanted_psnr_db, effort, pool, tell)
+            best = _meet_quality(gaussians, measured, encode, options.wanted_psnr_db, effort, pool, tell)
+        best.mixing = effort.mixing
         seconds["coding"] = time.perf_counter() - clock
     best.seconds = seconds
     dropped = gaussians.num_gaussians - len(best.order)
     if dropped:
         best.notes.append(f"{dropped} Gaussians left out that showed less than they cost")
     return best
+
+
+def _with_fitted_colors(
+    gaussians: Gaussians,
+    plan: Plan,
+    encoded: EncodedTiles,
+    views: RefitViews,
+    measured: Contributions,
+    pool: ThreadPoolExecutor,
+) -> EncodedTiles:
+    """Encode again with the colours that suit the decoded geometry best; geometry and classes stay as they are."""
+    rows = encoded.order
+    decoded = decode_encoded(encoded, pool).replaced(
+        sh0=gaussians.sh0[rows], shN=gaussians.shN[rows], metadata=gaussians.metadata
+    )
+    weights = measured.sum_weight2[rows] / max(measured.num_views, 1)
+    fitted0, fittedN = refit_colors(decoded, views, weights, iterations=_REFIT_STEPS)
+    sh0, shN = gaussians.sh0.copy(), gaussians.shN.copy()
+    sh0[rows], shN[rows] = fitted0, fittedN
+    return encode_tiles(gaussians.replaced(sh0=sh0, shN=shN), plan, pool)
 
 
 def _importance_cameras(gaussians: Gaussians, effort: Effort) -> list[Camera]:
@@ -247,13 +293,13 @@ def _first_slope(measured: Contributions, wanted_psnr_db: float) -> float:
     pixels = float(measured.sum_weight.sum())
     active = float((measured.hits > 0).sum())
     error = 10.0 ** (-wanted_psnr_db / 10.0)
-    return float(np.sqrt(max(error * 3.0 * max(pixels, 1.0), 1e-30) / max(active, 1.0)))
+    return 0.6 * float(np.sqrt(max(error * 3.0 * max(pixels, 1.0), 1e-30) / max(active, 1.0)))
 
 
 def _meet_quality(
     gaussians: Gaussians,
     measured: Contributions,
-    plan_for: Callable[[float], Plan],
+    encode: Callable[[float], EncodedTiles],
     wanted: float,
     effort: Effort,
     pool: ThreadPoolExecutor,
@@ -274,7 +320,7 @@ def _meet_quality(
     best: tuple[float, EncodedTiles] | None = None
     for trial in range(trials):
         tell("coding", trial / trials)
-        encoded = encode_tiles(gaussians, plan_for(slope), pool)
+        encoded = encode(slope)
         if not cameras or not gaussians.num_gaussians:
             return encoded
         decoded = decode_encoded(encoded, pool).replaced(metadata=gaussians.metadata)  # which says how to draw it
@@ -301,7 +347,7 @@ def _gradient(tried: list[tuple[float, float]]) -> float:
 def _meet_size(
     gaussians: Gaussians,
     measured: Contributions,
-    plan_for: Callable[[float], Plan],
+    encode: Callable[[float], EncodedTiles],
     target_size: int,
     pool: ThreadPoolExecutor,
     tell: Progress,
@@ -315,7 +361,7 @@ def _meet_size(
     trials = 14
     for trial in range(trials):
         tell("coding", trial / trials)
-        encoded = encode_tiles(gaussians, plan_for(slope), pool)
+        encoded = encode(slope)
         size = encoded.size_bytes
         if size <= budget:
             if below is None or size > below[1]:

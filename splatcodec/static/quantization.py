@@ -59,6 +59,7 @@ __all__ = [
     "fit_predictors",
     "fit_scales",
     "make_tile",
+    "no_contexts",
     "quantize_tile",
     "tile_geometry",
     "tile_histograms",
@@ -496,6 +497,17 @@ def _entropy_bits(counts: npt.NDArray[np.int64]) -> float:
     with np.errstate(divide="ignore", invalid="ignore"):
         bits = np.where(counts > 0, counts * np.log2(total / counts), 0.0).sum()
     return float(bits + 4.6 * (counts > 0).sum())
+
+
+def no_contexts(models: list[StreamModel]) -> npt.NDArray[np.int64]:
+    """One table for all, for tiles that do not use tables."""
+    for stream, model in enumerate(models):
+        if stream < SH_FIRST:
+            model.mode = 0
+        model.context_map = np.zeros(CONTEXT_CELLS[model.mode], np.uint8)
+    weights = np.zeros((1, ALPHABET), np.int64)
+    weights[0, 0] = 1
+    return weights
 
 
 def choose_contexts(
