@@ -162,8 +162,8 @@ def test_targets() -> None:
     ]
     rows = {row[0]: row for row in bench_report.targets(results_of(records))}
     assert rows["bytes over spz-v4's at its PSNR: donut, banana, leica, bouquet-dithered"][3] is None  # not all there
-    shell = rows["donut-shell against donut, default file"]
-    assert shell[2].startswith("+10.0 % bytes, -1.00 dB")
+    shell = rows["donut-shell against donut, default file, bits per original Gaussian"]
+    assert shell[2].startswith("+10.0 % bits, -1.00 dB")
     assert shell[3] is False
     assert rows["donut: quality 0, 10, ..., 100"][3] is True
 
