@@ -11,10 +11,10 @@ A scene is a 3DGS PLY: a path, or the name of one in `.cache/scenes`. `OUT/resul
 earlier runs stay, every record says at which commit it was measured. One shape for us and for rivals (`Record`).
 
 - **Pictures**: `metrics.compare`'s figures over the evaluation views (24 at 512 px), the original rendered once.
-- **Ours**: the real `splatcodec.compress` at default settings, timed; its importance pass, the expensive part, is kept,
-  and further points are the same calls at other slopes K in files written by the same code. That this route gives the
-  bytes of `compress` is tested on every scene; where it does not, the points are made by `compress(target_psnr=...)`
-  with nothing but the importance pass remembered, and the results say so.
+- **Ours**: the real `splatcodec.compress` at default settings, timed. Its importance pass, the expensive part, is
+  remembered; further points are `compress` again, begun at other slopes K and allowed one trial. That this route gives
+  the bytes of the plain call is checked on every scene; where it does not, the points are made by
+  `compress(target_psnr=...)` with nothing but the importance pass remembered, and the results say so.
 - **Rivals**: files of tools/peers.py, one setting each, decoded by our readers. Absent ones are said and skipped.
 - **Ratio**: our bytes at the rival's own covered PSNR, log bytes interpolated over dB, over the rival's bytes.
 - **Times**: ours in process after a warm-up (median of `--repeats`), and the whole cold process; rivals' encoders only
@@ -40,7 +40,6 @@ import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ from splatcodec.gaussians import Gaussians
 from splatcodec.metrics.compare import compare_renderings
 from splatcodec.preprocess.plan import LossyOptions, Plan, Tuning
 from splatcodec.render.camera import evaluation_cameras, world_up
-from splatcodec.render.contribution import Contributions
+from splatcodec.render.contribution import Contributions, contributions
 from splatcodec.render.cpu import render
 from splatcodec.render.images import save_png, side_by_side
 from splatcodec.render.kernel import default_num_threads
@@ -211,7 +210,7 @@ class Ablation:
         what: what is done instead.
         options, tuning: fields of LossyOptions and Tuning.
         plan: changes the plan. plan_fields: fields of Plan.
-        measured: changes what the importance pass found.
+        measured: changes what the importance pass found. contributions: arguments of that pass.
         replaced: (module or class, attribute, replacement made from the original).
         effort: another effort.
         slow: only with --slow.
@@ -224,6 +223,7 @@ class Ablation:
     plan: Callable[[Plan], Plan] | None = None
     plan_fields: Mapping[str, Any] = field(default_factory=dict)
     measured: Callable[[Contributions], Contributions] | None = None
+    contributions: Mapping[str, Any] = field(default_factory=dict)
     replaced: Sequence[tuple[Any, str, Callable[[Any], Any]]] = ()
     effort: int | None = None
     slow: bool = False
@@ -234,6 +234,9 @@ class Ablation:
             unknown = [name for name in fields if name not in cls.__dataclass_fields__]
             if unknown:
                 return f"no hook: {cls.__name__} has no {', '.join(unknown)}"
+        unknown = [name for name in self.contributions if name not in inspect.signature(contributions).parameters]
+        if unknown:
+            return f"no hook: contributions has no {', '.join(unknown)}"
         gone = [name for target, name, _ in self.replaced if name not in vars(target)]
         return f"no hook: {', '.join(gone)} is gone" if gone else None
 
@@ -270,8 +273,8 @@ def _plain_bases(fit: Any) -> Any:
     color = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]], np.float64)
     color = np.rint((color / np.linalg.norm(color, axis=1, keepdims=True)).T * quantization.MATRIX_SCALE)
 
-    def plain(gaussians: Gaussians, weights: Any) -> quantization.ColorBases:
-        fitted = fit(gaussians, weights)
+    def plain(*args: Any, **kwargs: Any) -> quantization.ColorBases:
+        fitted = fit(*args, **kwargs)
         bands = (np.eye(len(fitted.sh_band)) * quantization.MATRIX_SCALE).astype(np.int64)
         sh_color = color if len(bands) else np.zeros((3, 3))
         return quantization.ColorBases(color.astype(np.int64), sh_color.astype(np.int64), bands)
@@ -283,6 +286,11 @@ def _own_features(features_of: Any) -> Any:
     """No features of neighbouring Gaussians."""
     neighbors = (quantization.FEATURE_MEAN, quantization.FEATURE_NEAREST)
     return lambda stream: [f for f in features_of(stream) if f[0] not in neighbors]
+
+
+def _with_effort(**fields: Any) -> Callable[[Any], Any]:
+    """All efforts with some settings of another."""
+    return lambda efforts: {level: dataclasses.replace(effort, **fields) for level, effort in efforts.items()}
 
 
 ABLATIONS: tuple[Ablation, ...] = (
@@ -304,9 +312,14 @@ ABLATIONS: tuple[Ablation, ...] = (
              replaced=[(quantization, "cluster_contexts", lambda original: lambda h, n: original(h, 1))]),
     Ablation("no SH feedback", "harmonics rounded one by one, later ones do not make up for earlier ones",
              plan_fields={"view_weights": None}),
-    Ablation("no refit", "colours as trained", options={"refit": False}),
+    Ablation("views not equalized", "every pixel of importance counts the same, however little of a view is covered",
+             contributions={"equalize": False}),
     Ablation("effort 1", "24 views of importance, no trials", effort=1),
-    Ablation("effort 9", "512 views of importance", effort=9, slow=True),
+    Ablation("with refit", "colours fitted again to the decoded geometry (efforts 7 to 9)",
+             replaced=[(encoder, "_EFFORTS", _with_effort(refit_views=32))], slow=True),
+    Ablation("with context mixing", "bits mixed from several contexts instead of tables (effort 9)",
+             replaced=[(encoder, "_EFFORTS", _with_effort(mixing=True))], slow=True),
+    Ablation("effort 9", "320 views of importance, refit, context mixing", effort=9, slow=True),
 )  # fmt: skip
 
 
@@ -327,7 +340,7 @@ class Encoder:
         ablation: a change to the codec.
 
     Attributes:
-        direct: whether the short route (same importance, another slope) gives the bytes of `compress`.
+        direct: whether one encoding at a given slope gives the bytes that `compress` found by trials.
         why_not_direct: what went wrong otherwise.
     """
 
@@ -337,44 +350,50 @@ class Encoder:
         self.ablation = ablation or Ablation("full", "")
         self.direct = False
         self.why_not_direct = "not tried"
+        self.slope = 0.0
+        self._slopes: list[float] = []  # K of every plan made
         self._measured: dict[tuple[int, ...], Contributions] = {}
         self._told: dict[tuple[int, ...], list[tuple[str, tuple[Any, ...]]]] = {}  # what on_... callbacks were told
-        self._plans: list[dict[str, Any]] = []  # arguments of make_plan, one dict a call
-        self._tiles: dict[str, Any] = {}  # arguments of encode_tiles
         self._known: list[tuple[float, float]] = []  # (log2 K, PSNR)
         self._prior: list[tuple[float, float]] = []  # the same of a similar encoder
 
     def changed(self, ablation: Ablation) -> Encoder:
         """The same encoder with a change; knows what this one has measured, unless the change is another effort."""
         other = Encoder(self.gaussians, ablation.effort or self.effort, ablation)
+        other._measured, other._told = self._measured, self._told
         if ablation.effort:
             other.prove(other.compress()[0])
         else:
             other.direct, other.why_not_direct = self.direct, self.why_not_direct
-            other._measured, other._told = self._measured, self._told
-            other._plans, other._tiles = list(self._plans), self._tiles
         other._prior = list(self._known)
         return other
 
     def compress(self, **lossy: Any) -> tuple[bytes, splatcodec.CompressReport]:
-        """The real thing; the importance pass is remembered from the first call."""
-        make_plan, encode_tiles, contributions, encode_lossy = (
-            getattr(encoder, name) for name in ("make_plan", "encode_tiles", "contributions", "encode_lossy")
+        """The real thing; the importance pass is remembered from the first call.
+
+        Raises:
+            AttributeError: the encoder is built otherwise than this tool knows.
+        """
+        make_plan, contributions, encode_lossy = (
+            getattr(encoder, name) for name in ("make_plan", "contributions", "encode_lossy")
         )
+        calls = []
 
         def planned(*args: Any, **kwargs: Any) -> Plan:
             arguments = inspect.signature(make_plan).bind(*args, **kwargs).arguments
-            self._plans.append(dict(arguments))
-            return self._plan(make_plan, arguments)
+            self._slopes.append(float(arguments["slope"]))
+            if self.ablation.measured:
+                arguments["contributions"] = self.ablation.measured(arguments["contributions"])
+            plan = dataclasses.replace(make_plan(**arguments), **self.ablation.plan_fields)
+            return self.ablation.plan(plan) if self.ablation.plan else plan
 
-        def tiled(*args: Any, **kwargs: Any) -> Any:
-            self._tiles = dict(inspect.signature(encode_tiles).bind(*args, **kwargs).arguments)
-            return encode_tiles(*args, **kwargs)
-
-        def measured(scene: Gaussians, cameras: Sequence[Any], *args: Any, **kwargs: Any) -> Contributions:
-            arrays = (scene.means, scene.quats, scene.scales, scene.opacities, scene.sh0, scene.shN)
-            views = np.array([camera.viewmat for camera in cameras]), np.array([camera.K for camera in cameras])
-            key = tuple(zlib.crc32(np.ascontiguousarray(part).tobytes()) for part in (*arrays, *views))
+        def measured(scene: Gaussians, cameras: Sequence[Any], **kwargs: Any) -> Contributions:
+            kwargs.update(self.ablation.contributions)
+            arrays = [scene.means, scene.quats, scene.scales, scene.opacities, scene.sh0, scene.shN]
+            arrays += [np.array([camera.viewmat for camera in cameras]), np.array([camera.K for camera in cameras])]
+            settings = repr(sorted((name, value) for name, value in kwargs.items() if not callable(value)))
+            parts = [np.ascontiguousarray(array).tobytes() for array in arrays]
+            key = tuple(zlib.crc32(part) for part in (*parts, settings.encode()))
             hooks = {name: hook for name, hook in kwargs.items() if name.startswith("on_") and hook is not None}
             if key in self._measured:
                 for name, told in self._told[key]:
@@ -382,76 +401,49 @@ class Encoder:
             else:
                 self._told[key] = []
                 kwargs.update({name: _recorded(hook, name, self._told[key]) for name, hook in hooks.items()})
-                self._measured[key] = contributions(scene, cameras, *args, **kwargs)
+                self._measured[key] = contributions(scene, cameras, **kwargs)
             return self._measured[key]
 
         def tuned(*args: Any, **kwargs: Any) -> Any:
+            calls.append("encode_lossy")
             return encode_lossy(*args, tuning=Tuning(**self.ablation.tuning), **kwargs)
 
         options = LossyOptions(effort=self.effort, **{**lossy, **self.ablation.options})
-        names = {"make_plan": planned, "encode_tiles": tiled, "contributions": measured}
-        with self.ablation.applied(), _replaced(encoder, **names):
-            return self._written(tuned, options=options)
-
-    def _written(self, encode_lossy: Callable[..., Any], **arguments: Any) -> tuple[bytes, splatcodec.CompressReport]:
-        """`splatcodec.compress` with another `encode_lossy`.
-
-        Raises:
-            AttributeError: `compress` does not call it (any more), so that the bytes would prove nothing.
-        """
-        calls = []
-
-        def called(*args: Any, **kwargs: Any) -> Any:
-            calls.append(None)
-            return encode_lossy(*args, **kwargs)
-
         report = splatcodec.CompressReport()
-        with _replaced(encoder, encode_lossy=called):
-            payload = splatcodec.compress(self.gaussians, report=report, **arguments)
+        names = {"make_plan": planned, "contributions": measured, "encode_lossy": tuned}
+        with self.ablation.applied(), _replaced(encoder, **names):
+            payload = splatcodec.compress(self.gaussians, options=options, report=report)
         if len(calls) != 1:
             raise AttributeError("compress does not call encoder.encode_lossy once")
         return payload, report
 
-    def _changed_options(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of a call with the options and constants of the ablation in them."""
-        changed = dict(arguments)
-        for name, fields in (("options", self.ablation.options), ("tuning", self.ablation.tuning)):
-            if name in changed and fields:
-                changed[name] = dataclasses.replace(changed[name], **fields)
-        return changed
-
-    def _plan(self, make_plan: Callable[..., Plan], arguments: Mapping[str, Any]) -> Plan:
-        changed = self._changed_options(arguments)
-        if self.ablation.measured:
-            changed["contributions"] = self.ablation.measured(changed["contributions"])
-        plan = dataclasses.replace(make_plan(**changed), **self.ablation.plan_fields)
-        return self.ablation.plan(plan) if self.ablation.plan else plan
-
     def at_slope(self, slope: float) -> tuple[bytes, splatcodec.CompressReport]:
-        """A file made with slope K by the calls that `compress` made, with nothing measured again."""
-        with self.ablation.applied():
-            plan = self._plan(encoder.make_plan, {**self._plans[-1], "slope": slope})
-            with ThreadPoolExecutor(default_num_threads()) as pool:
-                encoded = encoder.encode_tiles(**self._changed_options({**self._tiles, "plan": plan, "pool": pool}))
-        return self._written(lambda *args, **kwargs: encoded)
+        """A file made with slope K: the real encoder, told where to begin and allowed one trial.
+
+        Raises:
+            AttributeError: the encoder did something else.
+        """
+        efforts = vars(encoder).get("_EFFORTS", {})
+        once = {**efforts, self.effort: dataclasses.replace(efforts[self.effort], trials=1)}
+        before = len(self._slopes)
+        with _replaced(encoder, _EFFORTS=once, _first_slope=lambda *args, **kwargs: slope):
+            payload, report = self.compress()
+        made = self._slopes[before:]
+        if len(made) != 1 or not np.isclose(made[0], slope, rtol=1e-12):
+            raise AttributeError(f"asked for one plan at K = {slope:g}, saw {made}")
+        return payload, report
 
     def prove(self, payload: bytes) -> None:
-        """Find the slope that gives `payload`, the result of `compress`; sets `direct`."""
+        """Find the slope that gives `payload`, the result of `compress`; sets `direct` and `slope`."""
+        slopes = list(dict.fromkeys(reversed(self._slopes)))
         try:
-            slopes = list(dict.fromkeys(call["slope"] for call in reversed(self._plans)))
             for slope in slopes:
                 if self.at_slope(slope)[0] == payload:
-                    self.direct, self.why_not_direct = True, ""
-                    self._plans.append({**self._plans[-1], "slope": slope})
+                    self.direct, self.why_not_direct, self.slope = True, "", slope
                     return
             self.why_not_direct = f"none of {len(slopes)} slopes gave the bytes of compress"
-        except (AttributeError, KeyError, TypeError, IndexError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             self.why_not_direct = f"the encoder is built otherwise now: {error!r}"
-
-    @property
-    def slope(self) -> float:
-        """K of the last plan."""
-        return float(self._plans[-1]["slope"]) if self._plans else 0.0
 
     def learn(self, slope: float, psnr_db: float) -> None:
         """Remember which PSNR a slope gave."""

@@ -490,8 +490,8 @@ def markdown(results: Results, plots: Mapping[str, str] | None = None) -> str:
     ablation = ablation_table(results)
     if ablation:
         lines += ["### What each technique gives", "",
-                  "More bytes at equal covered PSNR (BD-rate, about 38 to 50 dB) without it than with it; in brackets",
-                  "how much better (+) or worse the worst view gets at equal PSNR, dB.",
+                  "More (+) or fewer bytes than the default codec at equal covered PSNR (BD-rate, about 38 to 50 dB);",
+                  "in brackets how much better (+) or worse the worst view gets at equal PSNR, dB.",
                   "", *ablation, ""]  # fmt: skip
     lines += ["### Our curves", "", *curve_table(results), ""]
     lines += ["### Left out", "", *skipped_lines(results), ""] if results["skipped"] else []
