@@ -320,10 +320,12 @@ def test_direction_factors_predict_the_error_seen(scene: Gaussians) -> None:
     weights = ViewWeights(cameras, 40)
     per_view = np.zeros((12, 40))
     contributions(small, cameras, on_view=lambda v, ids, w: (weights.add(v, ids, w), per_view[v].__setitem__(ids, w)))
-    factors = np.empty((40, 16, 16), np.float32)
+    packed = np.empty((40, 120), np.float32)
     rng = np.random.default_rng(1)
     basis = np.linalg.qr(rng.normal(size=(15, 15)))[0]
-    direction_grams(np.arange(40), small.means, weights.codes, weights.centers, basis, 1e-6, factors)
+    direction_grams(np.arange(40), small.means, weights.codes, weights.centers, basis, 1e-6, packed)
+    factors = np.zeros((40, 16, 16))
+    factors[:, *np.tril_indices(16, -1)] = packed
     for i in np.flatnonzero(per_view.sum(0) > 1.0)[:10]:
         seen = [k for k in range(12) if per_view[k, i] > 0]
         y = np.stack([sh_basis(3, view_directions(small.means[i : i + 1], cameras[k]))[0] for k in seen])

@@ -74,9 +74,9 @@ def direction_grams(rows, means, codes, centers, band_basis, ridge, factors):  #
         rows: (n,) int64 Gaussians. means: (N, 3) float32. codes: (V, N) uint8. centers: (V, 3) float64.
         band_basis: (K-1, K-1) float64, columns are the coded components.
         ridge: added to the diagonal, as a share of its mean: directions outside the views count a little.
-        factors: (n, K, K) float32 out, F; zero where no view sees the Gaussian.
+        factors: (n, K (K-1) / 2) float32 out, F below its diagonal, row by row; zero where no view sees the Gaussian.
     """
-    size = factors.shape[1]
+    size = band_basis.shape[0] + 1
     y = np.zeros(size)
     gram = np.zeros((size, size))
     half = np.zeros((size, size))
@@ -132,7 +132,7 @@ def direction_grams(rows, means, codes, centers, band_basis, ridge, factors):  #
             if not pivot > 0.0:
                 continue
             for j in range(k):
-                factors[i, k, j] = gram[k, j] / pivot
+                factors[i, (k * (k - 1)) // 2 + j] = gram[k, j] / pivot
             for a in range(k):
                 f = gram[k, a]
                 for b in range(k):

@@ -21,7 +21,7 @@ __all__ = ["BACKGROUND", "Contributions", "contributions"]
 #: The grey behind the scene, so that silhouettes count whatever they are shown on.
 BACKGROUND = 0.5
 # 28 bytes of partial results for each (tile, Gaussian) pair of a layer.
-_MAX_ENTRIES = 1 << 22
+_MAX_ENTRIES = 1 << 21
 _COVERED_ALPHA = 0.05  # as in metrics.psnr
 _LEAST_COVERED = 0.02
 

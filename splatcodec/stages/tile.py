@@ -94,12 +94,12 @@ class TileTree:
 
     Attributes:
         intervals: (m,) uint32 of the coded octree.
-        cells: (n, 3) int64 leaf cell of every Gaussian at its leaf's depth.
+        cells: (n, 3) int32 leaf cell of every Gaussian at its leaf's depth.
         depths: (n,) int32. neighbors: (n, 4) int32.
     """
 
     intervals: npt.NDArray[np.uint32]
-    cells: npt.NDArray[np.int64]
+    cells: Ints
     depths: Ints
     neighbors: Ints
 
@@ -124,7 +124,7 @@ def plant_tree(codes: npt.NDArray[np.uint64], stop_depths: Ints) -> TileTree:
     centers = ((cells << 1 | 1) << (MAX_DEPTH - depths).astype(np.int64)[:, None]).astype(np.int32)
     neighbors = np.empty((n, NUM_NEIGHBORS), np.int32)
     find_neighbors(centers, neighbors)
-    return TileTree(intervals[:count].copy(), cells, depths, neighbors)
+    return TileTree(intervals[:count].copy(), cells.astype(np.int32), depths, neighbors)
 
 
 def _compact(v: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

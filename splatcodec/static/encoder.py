@@ -323,8 +323,7 @@ def _meet_quality(
         encoded = encode(slope)
         if not cameras or not gaussians.num_gaussians:
             return encoded
-        decoded = decode_encoded(encoded, pool).replaced(metadata=gaussians.metadata)  # which says how to draw it
-        psnr = float(np.mean([covered_psnr_db(a, render(decoded, c)) for a, c in zip(originals, cameras)]))
+        psnr = _mean_psnr_db(gaussians, encoded, cameras, originals, pool)
         miss = wanted - psnr
         if best is None or abs(miss) < best[0]:
             best = abs(miss), encoded
@@ -335,6 +334,18 @@ def _meet_quality(
     assert best is not None
     tell("coding", 1.0)
     return best[1]
+
+
+def _mean_psnr_db(
+    gaussians: Gaussians,
+    encoded: EncodedTiles,
+    cameras: list[Camera],
+    originals: list[Rendering],
+    pool: ThreadPoolExecutor,
+) -> float:
+    """Mean over the views of the PSNR over covered pixels; the decoded scene does not outlive this."""
+    decoded = decode_encoded(encoded, pool).replaced(metadata=gaussians.metadata)  # which says how to draw it
+    return float(np.mean([covered_psnr_db(a, render(decoded, c)) for a, c in zip(originals, cameras)]))
 
 
 def _gradient(tried: list[tuple[float, float]]) -> float:

@@ -90,11 +90,11 @@ class TileTargets:
     """The attributes of a tile, ready to be quantized. Made when needed: they are twice the size of the scene.
 
     Attributes:
-        targets: (S, n) float64 wanted values in base units; the rows of L21, L31, L32 are those of exact sizes.
+        targets: (S, n) float32 wanted values in base units; the rows of L21, L31, L32 are those of exact sizes.
         shape: (n, 3) float64 L21, L31, L32 of the coded covariance.
     """
 
-    targets: Floats
+    targets: npt.NDArray[np.float32]
     shape: Floats
 
 
@@ -109,25 +109,25 @@ class QuantizedTile:
 
 @dataclass(frozen=True)
 class PackedTile:
-    """A QuantizedTile in a quarter of the memory, kept from choosing contexts until the tile is written.
+    """A QuantizedTile in a fraction of the memory, kept from choosing contexts until the tile is written.
 
     Attributes:
         head: (SH_FIRST, n) int32 values of the streams before SH.
-        residuals: (S, n) int16, or int32 where that is too narrow.
+        residuals: of each stream, (n,) in the narrowest integers that hold them.
     """
 
     head: Ints
-    residuals: npt.NDArray[np.integer]
+    residuals: list[npt.NDArray[np.integer]]
 
     @classmethod
     def of(cls, q: QuantizedTile) -> PackedTile:
         """Keep what cannot be derived."""
-        narrow = np.abs(q.residuals).max(initial=0) < 1 << 15
-        return cls(q.values[:SH_FIRST].copy(), q.residuals.astype(np.int16 if narrow else np.int32))
+        narrow = [row.astype(np.min_scalar_type(-1 - int(np.abs(row).max(initial=0)))) for row in q.residuals]
+        return cls(q.values[:SH_FIRST].copy(), narrow)
 
     def unpacked(self) -> QuantizedTile:
         """Streams as `emit_tile` needs them; values of SH streams are left out."""
-        residuals = self.residuals.astype(np.int32)
+        residuals = np.stack(self.residuals, dtype=np.int32, casting="same_kind")
         magnitudes = np.abs(residuals)
         for stream in range(len(residuals)):
             magnitudes[stream] <<= stream_classes(stream, self.head)
@@ -151,9 +151,9 @@ class Feedback:
     ridge: float
 
     def factors(self, rows: npt.NDArray[np.int64], bases: ColorBases) -> npt.NDArray[np.float32]:
-        """(n, K, K) factors of a tile's Gaussians (see `direction_grams`)."""
+        """(n, K (K-1) / 2) factors of a tile's Gaussians (see `direction_grams`)."""
         size = len(bases.sh_band) + 1
-        factors = np.empty((len(rows), size, size), np.float32)
+        factors = np.empty((len(rows), size * (size - 1) // 2), np.float32)
         direction_grams(
             rows, self.means, self.weights.codes, self.weights.centers,
             bases.sh_band / MATRIX_SCALE, self.ridge, factors,
@@ -266,7 +266,7 @@ def tile_targets(scene: Gaussians, tile: Tile, classes: Ints, steps: Steps, base
     """Every attribute of a tile in base units."""
     rows = tile.rows
     roots, shape = covariance_factors(unit_quats(scene.quats[rows]), scene.scales[rows], tile.grid.blur)
-    targets = np.empty((num_streams(scene.sh_degree), len(tile.rows)))
+    targets = np.empty((num_streams(scene.sh_degree), len(tile.rows)), np.float32)
     targets[GEOMETRY_CLASS], targets[COLOR_CLASS] = classes[rows].T
     targets[SIZE_FIRST : SIZE_FIRST + 3] = np.log2(roots).T * (1024.0 / steps.size)
     ratios = np.stack([roots[:, 0] / roots[:, 1], roots[:, 0] / roots[:, 2], roots[:, 1] / roots[:, 2]])
@@ -284,7 +284,7 @@ def tile_targets(scene: Gaussians, tile: Tile, classes: Ints, steps: Steps, base
 
 @njit(cache=True, nogil=True)
 def project_sh(shN, rows, to_color, to_band, targets):  # type: ignore[no-untyped-def]
-    """(3 (K-1), n) float64 coefficients of Gaussians `rows` in the SH bases, component innermost."""
+    """(3 (K-1), n) coefficients of Gaussians `rows` in the SH bases, component innermost."""
     bands = shN.shape[1]
     mixed = np.zeros((bands, 3))
     for i in range(len(rows)):
@@ -397,7 +397,8 @@ def quantize_tile(
             roots[stream - SIZE_FIRST] = _decoded_roots(q.values[stream], steps.size)
         if factors is not None and stream == SH_FIRST - 1:
             # Errors of sh0, in the colour basis and unit of the SH streams.
-            missed = (q.values[COLOR_FIRST:SH_FIRST] - exact.targets[COLOR_FIRST:SH_FIRST]) * (steps.color / steps.sh)
+            wanted = exact.targets[COLOR_FIRST:SH_FIRST].astype(np.float64)
+            missed = (q.values[COLOR_FIRST:SH_FIRST] - wanted) * (steps.color / steps.sh)
             errors[0] = np.linalg.inv(bases.sh_color / MATRIX_SCALE) @ (bases.color / MATRIX_SCALE) @ missed
         elif factors is not None and stream >= SH_FIRST:
             errors[k + 1, component] = q.values[stream] - exact.targets[stream]
@@ -407,10 +408,11 @@ def quantize_tile(
 @njit(cache=True, nogil=True)
 def add_feedback(k, component, factors, errors, target):  # type: ignore[no-untyped-def]
     """Shift the targets (n,) of coefficient k by what errors (K, 3, n) of earlier ones ask of it."""
+    first = (k * (k - 1)) // 2
     for i in range(len(target)):
         shift = 0.0
         for j in range(k):
-            shift += factors[i, k, j] * errors[j, component, i]
+            shift += factors[i, first + j] * errors[j, component, i]
         target[i] -= shift
 
 
