@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -381,3 +383,30 @@ def test_real_scene_beats_spz() -> None:
     with ThreadPoolExecutor(2) as pool:
         decoded = decode_encoded(encoded, pool)
     assert compare(scene, decoded, num_views=8, size_px=384).psnr_db > 45.0
+
+
+def test_decoding_imports_no_encoder_renderer_or_torch() -> None:
+    script = (
+        "import sys, splatcodec.static.decoder, splatcodec.static.lossless\n"
+        "bad = [m for m in sys.modules if m.split('.')[:2] in"
+        " (['splatcodec', 'preprocess'], ['splatcodec', 'render'], ['splatcodec', 'training']) or m == 'torch']\n"
+        "sys.exit(', '.join(bad) or 0)"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+
+
+def test_highest_effort_is_smaller_and_needs_its_feature(scene: Gaussians) -> None:
+    small = scene.selected(slice(0, 500))
+    payload = splatcodec.compress(small, effort=9)
+    with splatcodec.open(payload) as file:
+        assert file.container.has_feature("mixing-1")
+        assert file.read().num_gaussians > 0
+    ordinary = splatcodec.compress(small, effort=7)
+    assert len(payload) < 1.02 * len(ordinary)
+    assert compare(small, splatcodec.decompress(payload), num_views=4, size_px=96).psnr_db > 38
+
+
+def test_quality_rises_with_the_number(scene: Gaussians) -> None:
+    sizes = [len(splatcodec.compress(scene, quality=quality, effort=1)) for quality in range(0, 101, 20)]
+    assert sizes == sorted(sizes)

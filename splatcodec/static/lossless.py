@@ -23,7 +23,7 @@ from ..formats import detect, ply
 from ..formats import read as read_format
 from ..gaussians import Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
-from ..stages.lossless import block_counts, decode_columns, encode_columns
+from ..stages.lossless import block_counts, decode_columns, encode_columns, spatial_order
 from .decoder import check_counts
 
 __all__ = [
@@ -75,13 +75,7 @@ def encode_table(
     """
     columns: Columns = table.columns
     if reorder and all(name in columns for name in "xyz"):
-        from .quantization import cut_tiles
-
-        xyz = np.stack([np.asarray(columns[name], np.float64) for name in "xyz"], 1)
-        with np.errstate(invalid="ignore", over="ignore"):
-            means = np.nan_to_num(xyz, nan=0.0, posinf=0.0, neginf=0.0).astype(np.float32)
-        parts = cut_tiles(np.nan_to_num(means, posinf=0.0, neginf=0.0), np.arange(len(means)))
-        order = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+        order = spatial_order(*(np.asarray(columns[name]) for name in "xyz"))
         columns = {name: values[order] for name, values in columns.items()}
     if progress:
         progress("lossless", 0.0)
