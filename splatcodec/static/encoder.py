@@ -281,10 +281,12 @@ def _with_fitted_colors(
 
 
 def _importance_cameras(gaussians: Gaussians, effort: Effort) -> list[Camera]:
-    """Views for importance: the larger the scene the fewer, since a view costs time by Gaussian as well as by pixel."""
-    share = min(1.0, 150_000 / max(gaussians.num_gaussians, 1))
-    views = max(16, round(effort.views * share))
-    size_px = int(np.clip(16 * round((effort.pixels / views) ** 0.5 / 16), 128, 400))
+    """Views for importance: a view costs time by Gaussian as well as by pixel, so the larger the scene the fewer."""
+    share = 150_000 / max(gaussians.num_gaussians, 1)
+    views = max(16, round(effort.views * (min(share**0.4, 2.5) if share > 1 else share)))
+    size_px = 16 * round((effort.pixels / effort.views) ** 0.5 / 16)
+    if share < 1:  # fewer views may be larger, for the same time
+        size_px = min(400, round(size_px * (effort.views / views) ** 0.5))
     return encoder_cameras(gaussians, num_views=views, size_px=size_px, seed=_IMPORTANCE_SEED)
 
 
