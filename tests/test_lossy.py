@@ -23,8 +23,9 @@ from splatcodec.metrics.compare import compare
 from splatcodec.preprocess.plan import LossyOptions, Plan, Steps, Tuning, make_plan
 from splatcodec.preprocess.view_weights import ViewWeights, direction_grams
 from splatcodec.render.camera import encoder_cameras
-from splatcodec.render.color_operator import sh_basis, view_directions
+from splatcodec.render.color_operator import view_directions
 from splatcodec.render.contribution import contributions
+from splatcodec.render.sh import sh_basis
 from splatcodec.sample import sample_scene
 from splatcodec.stages.neighbors import NUM_NEIGHBORS, WINDOW, find_neighbors
 from splatcodec.stages.octree import MAX_DEPTH, OCTREE_MODELS, decode_octree, encode_octree

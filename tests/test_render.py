@@ -12,11 +12,11 @@ from splatcodec.errors import ParameterError
 from splatcodec.gaussians import Gaussians
 from splatcodec.render import cpu
 from splatcodec.render.camera import Camera, evaluation_cameras, look_at
-from splatcodec.render.color_operator import sh_basis
 from splatcodec.render.compositing import untile
 from splatcodec.render.images import save_png, side_by_side
 from splatcodec.render.projection import project
 from splatcodec.render.rendering import Rendering
+from splatcodec.render.sh import sh_basis
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "static"
 

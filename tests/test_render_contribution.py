@@ -7,10 +7,11 @@ from splatcodec.errors import ParameterError
 from splatcodec.gaussians import Gaussians
 from splatcodec.render import contribution
 from splatcodec.render.camera import encoder_cameras, look_at
-from splatcodec.render.color_operator import ColorOperator, sh_basis, view_directions
+from splatcodec.render.color_operator import ColorOperator, view_directions
 from splatcodec.render.contribution import contributions
 from splatcodec.render.cpu import render
 from splatcodec.render.projection import project
+from splatcodec.render.sh import sh_basis
 
 GREY = (0.5, 0.5, 0.5)
 

@@ -16,8 +16,9 @@ import numpy.typing as npt
 
 from ..gaussians import Gaussians
 from ..render.camera import Camera
-from ..render.color_operator import ColorOperator, sh_basis, view_directions
+from ..render.color_operator import ColorOperator, view_directions
 from ..render.cpu import render
+from ..render.sh import sh_basis
 
 __all__ = ["RefitViews", "refit_colors"]
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from numba import njit
 
 from ..render.camera import Camera
+from ..render.sh import sh_basis_at
 
 __all__ = ["ViewWeights", "direction_grams"]
 
@@ -36,30 +37,6 @@ class ViewWeights:
         seen = weights > 0
         codes = np.rint(np.log2(weights[seen]) * _OCTAVE) + _ONE
         self.codes[view, ids[seen]] = np.clip(codes, 1, 255).astype(np.uint8)
-
-
-@njit(cache=True, nogil=True)
-def _basis(x, y, z, out):  # type: ignore[no-untyped-def]
-    """Real SH up to the degree that fills `out` (K,), 3DGS order and signs."""
-    out[0] = 0.28209479177387814
-    if len(out) > 1:
-        out[1] = -0.4886025119029199 * y
-        out[2] = 0.4886025119029199 * z
-        out[3] = -0.4886025119029199 * x
-    if len(out) > 4:
-        out[4] = 1.0925484305920792 * x * y
-        out[5] = -1.0925484305920792 * y * z
-        out[6] = 0.31539156525252005 * (2.0 * z * z - x * x - y * y)
-        out[7] = -1.0925484305920792 * x * z
-        out[8] = 0.5462742152960396 * (x * x - y * y)
-    if len(out) > 9:
-        out[9] = -0.5900435899266435 * y * (3.0 * x * x - y * y)
-        out[10] = 2.890611442640554 * x * y * z
-        out[11] = -0.4570457994644658 * y * (4.0 * z * z - x * x - y * y)
-        out[12] = 0.3731763325901154 * z * (2.0 * z * z - 3.0 * x * x - 3.0 * y * y)
-        out[13] = -0.4570457994644658 * x * (4.0 * z * z - x * x - y * y)
-        out[14] = 1.445305721320277 * z * (x * x - y * y)
-        out[15] = -0.5900435899266435 * x * (x * x - 3.0 * y * y)
 
 
 @njit(cache=True, nogil=True)
@@ -96,7 +73,7 @@ def direction_grams(rows, means, codes, centers, band_basis, ridge, factors):  #
                 continue
             seen = True
             weight = 2.0 ** ((np.float64(code) - _ONE) / _OCTAVE)
-            _basis(dx / norm, dy / norm, dz / norm, y)
+            sh_basis_at(dx / norm, dy / norm, dz / norm, y)
             for a in range(size):
                 w = weight * y[a]
                 for b in range(a + 1):

@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ParameterError
-from ..gaussians import Gaussians, num_sh_coefficients
+from ..gaussians import Gaussians
 from .camera import Camera
 from .compositing import gather_tiles, tile_picture, untile
 from .kernel import default_num_threads, run_threaded
 from .layers import blank_states, composite_layer, sum_partials, tile_ranges
 from .projection import TileLists, project
 
-__all__ = ["ColorOperator", "sh_basis", "view_directions"]
+__all__ = ["ColorOperator", "view_directions"]
 
 _MAX_ENTRIES = 1 << 22
 
@@ -118,38 +118,3 @@ def view_directions(means: npt.NDArray[np.float32], camera: Camera) -> npt.NDArr
     offsets = means.astype(np.float64) - camera.center
     norm = np.sqrt(offsets[:, 0] ** 2 + offsets[:, 1] ** 2 + offsets[:, 2] ** 2)
     return (offsets / np.where(norm > 0, norm, 1.0)[:, None]).astype(np.float32)
-
-
-def sh_basis(sh_degree: int, directions: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
-    """Real spherical harmonics (N, K) float32 at unit directions (N, 3), K = (sh_degree + 1)**2.
-
-    Colours are 0.5 + sum over K of basis times coefficients, then at least 0. Order and signs are those of 3DGS files.
-
-    Raises:
-        ParameterError: `sh_degree` is not in 0..3.
-    """
-    if not 0 <= sh_degree <= 3:
-        raise ParameterError(f"SH degree {sh_degree}, expected 0 to 3")
-    x, y, z = np.asarray(directions, np.float32).T
-    basis = np.empty((len(x), num_sh_coefficients(sh_degree)), np.float32)
-    basis[:, 0] = 0.28209479177387814
-    if sh_degree >= 1:
-        for k, axis in enumerate((-y, z, -x)):
-            basis[:, 1 + k] = np.float32(0.4886025119029199) * axis
-    if sh_degree >= 2:
-        c2 = np.float32(1.0925484305920792)
-        basis[:, 4] = c2 * (x * y)
-        basis[:, 5] = -c2 * (y * z)
-        basis[:, 6] = np.float32(0.31539156525252005) * (2 * z * z - x * x - y * y)
-        basis[:, 7] = -c2 * (x * z)
-        basis[:, 8] = np.float32(0.5462742152960396) * (x * x - y * y)
-    if sh_degree >= 3:
-        c3 = [np.float32(v) for v in (0.5900435899266435, 2.890611442640554, 0.4570457994644658)]
-        basis[:, 9] = -c3[0] * y * (3 * x * x - y * y)
-        basis[:, 10] = c3[1] * x * y * z
-        basis[:, 11] = -c3[2] * y * (4 * z * z - x * x - y * y)
-        basis[:, 12] = np.float32(0.3731763325901154) * z * (2 * z * z - 3 * x * x - 3 * y * y)
-        basis[:, 13] = -c3[2] * x * (4 * z * z - x * x - y * y)
-        basis[:, 14] = np.float32(1.445305721320277) * z * (x * x - y * y)
-        basis[:, 15] = -c3[0] * x * (x * x - 3 * y * y)
-    return basis
