@@ -195,7 +195,7 @@ def test_several_tiles(monkeypatch: pytest.MonkeyPatch, scene: Gaussians) -> Non
 
     whole = encoder.cut_tiles
     monkeypatch.setattr(encoder, "cut_tiles", lambda means, rows: whole(means, rows, 600))
-    payload = splatcodec.compress(scene, effort=1, prune=False, keep_unseen=True)
+    payload = splatcodec.compress(scene, effort=1, prune=False)
     with splatcodec.open(payload) as file:
         tiles = file.container.of_type("TILE")
         assert [tile.count for tile in tiles] == [500] * 5
@@ -240,7 +240,7 @@ HARD = {
 def test_hard_scene(name: str) -> None:
     scene = HARD[name]
     drawable = scene.cleaned()[0]
-    payload = splatcodec.compress(scene, effort=2, prune=False, keep_unseen=True)
+    payload = splatcodec.compress(scene, effort=2, prune=False)
     decoded = splatcodec.decompress(payload)
     assert decoded.num_gaussians == drawable.num_gaussians
     assert decoded.sh_degree == scene.sh_degree

@@ -300,7 +300,7 @@ ABLATIONS: tuple[Ablation, ...] = (
     Ablation("no pruning", "every Gaussian is kept", options={"prune": False}),
     Ablation("pruning by weight", "pruned by summed squared blending weight, not by removal error",
              measured=_weight_pruning),
-    Ablation("unseen kept", "Gaussians that no view saw are kept", options={"keep_unseen": True}),
+    Ablation("unseen dropped", "Gaussians that no view saw are left out", options={"drop_unseen": True}),
     Ablation("no blur", "covariances are not blurred before they are factored", tuning={"blur_px": 0.0}),
     Ablation("no prediction", "a stream's mean instead of a prediction",
              replaced=[(quantization, "_features_of", lambda original: lambda stream: [])]),

@@ -120,9 +120,7 @@ class ChunkEntry:
         return f"{self.type}[{self.level}/{self.tile}]" if self.type in ("TILE", "COLS") else self.type
 
 
-def write_container(
-    file: BinaryIO, chunks: Sequence[Chunk], *, num_gaussians: int, features: Iterable[Feature]
-) -> int:
+def write_container(file: BinaryIO, chunks: Sequence[Chunk], *, num_gaussians: int, features: Iterable[Feature]) -> int:
     """Write a whole file and return its length in bytes.
 
     Args:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..errors import ParameterError
 from ..gaussians import SH_C0, Gaussians
+from ..render.constants import ALPHA_MIN
 from ..render.contribution import Contributions
 from .view_weights import ViewWeights
 
@@ -33,8 +34,8 @@ class LossyOptions:
         target_size: bytes the file must not exceed, instead of `quality`.
         effort: 1 (fastest) to 9 (smallest); docs/cli.md tables what each turns on.
         prune: leave out Gaussians that cost more than they show.
-        keep_unseen: code Gaussians that no encoder view saw as precisely as faint ones, instead of dropping or
-            coarsening them.
+        drop_unseen: leave out Gaussians that no encoder view saw; otherwise they are kept, as coarse as any, unless
+            too faint for any renderer.
 
     Raises:
         ParameterError: a value out of range, or more than one target.
@@ -45,7 +46,7 @@ class LossyOptions:
     target_size: int | None = None
     effort: int = 5
     prune: bool = True
-    keep_unseen: bool = False
+    drop_unseen: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.quality <= 100:
@@ -180,8 +181,9 @@ def make_plan(
     if options.prune:
         price = 2 * np.log(2) / 12 * slope**2
         kept = removal > tuning.prune * price * tuning.bits_kept
-        if options.keep_unseen:
-            kept |= ~seen
+        if not options.drop_unseen:
+            # What is fainter than a renderer's threshold shows from nowhere.
+            kept |= ~seen & (gaussians.alphas() >= ALPHA_MIN)
         if not kept.any() and n:
             kept[np.argmax(removal)] = True
     steps = Steps(

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="leave out Gaussians that cost more than they show (default: do)",
     )
     parser.add_argument(
-        "--keep-unseen", action="store_const", const=True, help="keep Gaussians that no view of the encoder shows"
+        "--drop-unseen", action="store_const", const=True, help="leave out Gaussians that no view of the encoder shows"
     )
     parser.add_argument("--drop-extras", action="store_true", help="leave out side arrays (normals, labels ...)")
     add_threads(parser)
