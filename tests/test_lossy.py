@@ -411,3 +411,24 @@ def test_highest_effort_is_smaller_and_needs_its_feature(scene: Gaussians) -> No
 def test_quality_rises_with_the_number(scene: Gaussians) -> None:
     sizes = [len(splatcodec.compress(scene, quality=quality, effort=1)) for quality in range(0, 101, 20)]
     assert sizes == sorted(sizes)
+
+
+def test_unseen_gaussians_are_kept_unless_asked_otherwise() -> None:
+    rng = np.random.default_rng(2)
+    shell = rng.normal(size=(2500, 3))
+    shell /= np.linalg.norm(shell, axis=1, keepdims=True)
+    n = 2505
+    hidden = Gaussians(
+        means=np.concatenate([shell, rng.normal(size=(5, 3)) * 0.01]),
+        quats=np.tile([1.0, 0, 0, 0], (n, 1)),
+        scales=np.concatenate([np.full((2500, 3), np.log(0.15)), np.full((5, 3), np.log(0.01))]),
+        opacities=np.full(n, 8.0),
+        sh0=rng.uniform(-1, 1, (n, 1, 3)),
+    )
+
+    def inside(**options: bool) -> int:
+        decoded = splatcodec.decompress(splatcodec.compress(hidden, effort=1, **options))
+        return int((np.linalg.norm(decoded.means, axis=1) < 0.3).sum())
+
+    assert inside() == 5
+    assert inside(drop_unseen=True) == 0
