@@ -90,7 +90,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Tuning:
-    """The encoder's constants, fitted on scenes other than those reported (docs/design/lossy.md).
+    """The encoder's constants, fitted on donut, banana and leica (docs/design/lossy.md).
 
     Attributes:
         size_base: natural log units of sqrt(D) at class 0.
