@@ -240,7 +240,7 @@ def _rewritten_splc(data: bytes, rng: random.Random, other: bytes) -> bytes:
             rng.shuffle(features)
             features = features[1:] if rng.random() < 0.5 else [*features, Feature("extras-1")]
     file = io.BytesIO()
-    write_container(file, chunks, num_gaussians=count, features=features)
+    write_container(file, chunks, num_gaussians=count % (1 << 64), features=features)
     return file.getvalue()
 
 

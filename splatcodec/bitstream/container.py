@@ -129,6 +129,8 @@ def write_container(file: BinaryIO, chunks: Sequence[Chunk], *, num_gaussians: i
         num_gaussians: Gaussians of the decoded scene.
         features: what the file needs.
     """
+    if not 0 <= num_gaussians < 1 << 64:
+        raise ParameterError(f"{num_gaussians} Gaussians do not fit the header")
     listed = list(features)
     toc = bytearray(write_varint(len(listed)))
     for feature in listed:

@@ -458,7 +458,7 @@ def encoder_cameras(
     """The encoder's own views: importance, refinement and rate control use these, never the evaluation views.
 
     Further up and further down than the evaluation views, at distances from nearly touching to far, and looking outward
-    for every fourth view where the scene has a background. Near, far and outward views alternate, so that any leading
+    in every fourth view where the scene has a background. Near, far and outward views alternate, so that any leading
     part of the list is a fair sample of it.
 
     Args and errors are those of `evaluation_cameras`; the random numbers are others for every seed.
@@ -472,7 +472,7 @@ def encoder_cameras(
     for index in range(num_views):
         share = (index * 0.6180339887498949 + phases[0]) % 1.0
         camera = None
-        if index % 4 == 3 and len(views.extent.outside):
+        if index % 4 == 2 and len(views.extent.outside):
             camera = views.outward(share, (0.9, 1.8), 1, index)
         if camera is None:
             sine = sines[0] + (sines[1] - sines[0]) * ((index * 0.7548776662466927 + phases[1]) % 1.0)
