@@ -40,7 +40,6 @@ __all__ = [
 
 Progress = Callable[[str, float], None]
 SUFFIX = ".splc"
-MEDIA_TYPE = "application/vnd.splatcodec"
 
 
 @dataclass

@@ -6,17 +6,16 @@ spherical-harmonics coefficients with display colour = 0.5 + C0 * sh0. The coord
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ParameterError, SplatCodecWarning
+from .errors import ParameterError
 
-__all__ = ["MAX_SH_DEGREE", "SH_C0", "CleanReport", "Gaussians", "concatenated", "num_sh_coefficients", "unit_quats"]
+__all__ = ["MAX_SH_DEGREE", "SH_C0", "CleanReport", "Gaussians", "num_sh_coefficients", "unit_quats"]
 
 SH_C0 = 0.28209479177387814
 MAX_SH_DEGREE = 3
@@ -231,13 +230,6 @@ class Gaussians:
         scales = np.maximum(scene.scales, np.float32(_MIN_LOG_SCALE))
         return replace(scene, quats=quats, opacities=opacities, scales=scales), report
 
-    def cleaned_with_warning(self) -> Gaussians:
-        """`cleaned`, with a SplatCodecWarning that says what changed."""
-        scene, report = self.cleaned()
-        if report:
-            warnings.warn(f"{self.num_gaussians} Gaussians: {report}", SplatCodecWarning, stacklevel=2)
-        return scene
-
 
 def unit_quats(quats: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """(N, 4) quaternions of norm one; zero ones give the identity."""
@@ -249,22 +241,3 @@ def unit_quats(quats: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     wide /= np.where(norm > 0, norm, 1.0)
     wide[largest[:, 0] == 0] = (1.0, 0.0, 0.0, 0.0)
     return wide.astype(np.float32)
-
-
-def concatenated(parts: Sequence[Gaussians]) -> Gaussians:
-    """One scene of several, in order; of equal SH degree, without extras, with the metadata of the first.
-
-    Raises:
-        ParameterError: no parts.
-    """
-    if not parts:
-        raise ParameterError("nothing to concatenate")
-    return Gaussians(
-        means=np.concatenate([part.means for part in parts]),
-        quats=np.concatenate([part.quats for part in parts]),
-        scales=np.concatenate([part.scales for part in parts]),
-        opacities=np.concatenate([part.opacities for part in parts]),
-        sh0=np.concatenate([part.sh0 for part in parts]),
-        shN=np.concatenate([part.shN for part in parts]),
-        metadata=parts[0].metadata,
-    )

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 
 import splatcodec
 from splatcodec import api
+from splatcodec.bitstream.container import Chunk, Container, Feature, write_container
 from splatcodec.errors import FormatError, ParameterError, SplatCodecError, UnknownIdError
 from splatcodec.gaussians import Gaussians
 from splatcodec.preprocess.plan import LossyOptions
@@ -316,3 +318,22 @@ def test_bytes_like_sources(lossy):
     assert same(api.decompress(bytearray(lossy)), api.decompress(lossy))
     with api.open(io.BytesIO(lossy).getvalue()) as scene:
         assert scene.num_gaussians > 0
+
+
+def test_damaged_lossless_block_is_named_with_its_place(small_files, tmp_path):
+    """A checksum proves nothing about intent: a resealed file with half a block names that block and its offset."""
+    with api.open(small_files["lossless"]) as scene:
+        container = scene.container
+        chunks = [Chunk(e.type, container.read(e), e.critical, e.level, e.tile, e.count) for e in container.chunks]
+        count = container.num_gaussians
+    cut = [replace(c, payload=c.payload[: len(c.payload) // 2]) if c.type == "COLS" else c for c in chunks]
+    path = tmp_path / "cut.splc"
+    with path.open("wb") as file:
+        write_container(file, cut, num_gaussians=count, features=[Feature("lossless-1")])
+    with pytest.raises(SplatCodecError) as caught:
+        api.decompress(path)
+    with Container.open(path) as container:
+        entry = container.one("COLS")
+    assert caught.value.chunk == entry.label
+    assert entry.offset <= caught.value.offset < entry.offset + entry.length + 1
+    assert caught.value.file == str(path)

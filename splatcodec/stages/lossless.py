@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import FormatError, LimitExceededError, ParameterError
+from ..errors import FormatError, LimitExceededError, ParameterError, SplatCodecError
 from ..limits import DEFAULT_LIMITS, Limits
 from .lossless_blocks import MAX_EXPANSION, decode_block, in_parallel, model_block, pack_block, spatial_order
 from .lossless_fit import fit_plan
@@ -107,6 +107,7 @@ def decode_columns(
     counts: Sequence[int],
     threads: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    names: Sequence[str] | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """Inverse of `encode_columns`; some of the blocks give those rows.
 
@@ -115,26 +116,33 @@ def decode_columns(
         counts: rows of each block.
         threads: blocks decoded at a time; None = one a core.
         limits: what may be allocated.
+        names: what errors call each block; None = "block 0", "block 1" ...
 
     Raises:
-        FormatError: the bytes are damaged.
+        FormatError: the bytes are damaged; an error in a block has its name as `chunk`.
         LimitExceededError: the columns would be larger than `limits` or out of proportion to the bytes.
     """
     plan = read_plan(description)
     if len(blocks) != len(counts):
         raise ParameterError(f"{len(blocks)} blocks but {len(counts)} counts")
+    called = names or [f"block {k}" for k in range(len(blocks))]
     for k, (block, count) in enumerate(zip(blocks, counts)):
         if not 1 <= count <= BLOCK_ROWS:
-            raise FormatError(f"block {k} has {count} rows, expected 1 to {BLOCK_ROWS}")
+            raise FormatError(f"{count} rows, expected 1 to {BLOCK_ROWS}", chunk=called[k])
         if count * plan.row_bytes > MAX_EXPANSION * len(block):
-            raise LimitExceededError(f"block {k} of {len(block)} bytes claims {count} rows of {plan.row_bytes} bytes")
+            raise LimitExceededError(
+                f"{len(block)} bytes claim {count} rows of {plan.row_bytes} bytes", chunk=called[k]
+            )
     total = sum(counts)
     limits.check_bytes(total * plan.row_bytes, f"{total} rows of columns")
     out = [np.empty(total, spec.dtype) for spec in plan.specs]
     first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def decode(k: int) -> None:
-        decode_block(plan, blocks[k], [array[first[k] : first[k + 1]] for array in out])
+        try:
+            decode_block(plan, blocks[k], [array[first[k] : first[k + 1]] for array in out])
+        except SplatCodecError as error:
+            raise error.locate(chunk=called[k]) from None
 
     in_parallel(decode, len(blocks), threads)
     return {spec.name: array for spec, array in zip(plan.specs, out)}

@@ -105,10 +105,13 @@ def _read_columns(container: Container, limits: Limits, threads: int | None) -> 
     try:
         description = container.read(cold)
         blocks = [container.read(entry) for entry in entries]
-        return decode_columns(description, blocks, [entry.count for entry in entries], threads, limits)
+        names = [entry.label for entry in entries]
+        return decode_columns(description, blocks, [entry.count for entry in entries], threads, limits, names)
     except SplatCodecError as error:
-        # Which block it was is in the message; the file and the first chunk are what is known here.
-        raise error.locate(file=container.name, chunk="COLD/COLS", offset=cold.offset) from None
+        if error.file is None:  # offsets inside a chunk become offsets in the file
+            entry = next((entry for entry in entries if entry.label == error.chunk), cold)
+            error.offset = entry.offset + (error.offset or 0)
+        raise error.locate(file=container.name, chunk=cold.label) from None
 
 
 def _read_head(container: Container, limits: Limits) -> tuple[ply.PlyHeader, bytes]:
