@@ -113,25 +113,34 @@ def read(path: PathLike, *, format: str | None = None, limits: Limits = DEFAULT_
 
 def write(
     gaussians: Gaussians, path: PathLike, *, format: str | None = None, overwrite: bool = False, **options: Any
-) -> None:
+) -> list[str]:
     """Write a scene in the format that the suffix or `format` names.
 
     Args:
-        options: for `.splc`, those of `compress`.
+        options: for `.splc`, those of `compress`; else those of `splatcodec.formats.WriteOptions`.
+
+    Returns:
+        What the file does not hold of the scene, a sentence each; other formats than `.splc` warn of each, too.
 
     Raises:
+        ParameterError: an option that the format does not have.
         SplatCodecError: the format cannot be written, the file exists, the disk is full.
     """
     from . import formats
 
     if format == "splc" or (format is None and os.fspath(path).lower().endswith(SUFFIX)):
+        report = options.setdefault("report", CompressReport())
         payload = compress(gaussians, **options)
         with atomic_write(path, overwrite) as file:
             file.write(payload)
-        return
-    if options:
-        raise ParameterError(f"options {', '.join(options)} are for .splc files only")
-    formats.write(gaussians, path, format=format, overwrite=overwrite)
+        return list(report.notes)
+    try:
+        chosen = formats.WriteOptions(**options)
+    except TypeError:
+        known = sorted(formats.WriteOptions.__dataclass_fields__)
+        unknown = [name for name in options if name not in known]
+        raise ParameterError(f"options {', '.join(unknown)} are for .splc files only") from None
+    return formats.write(gaussians, path, format=format, overwrite=overwrite, options=chosen)
 
 
 def compress(
@@ -413,7 +422,8 @@ def decompress_file(
 
     Returns:
         Facts: num_gaussians, size_bytes, lossless; for a lossless PLY `identical` (the same sha256 as the source, or
-        None where the source's is not known) and `differs`, a list of what does.
+        None where the source's is not known) and `differs`, a list of what does; for other formats `losses` (see
+        `write`).
     """
     if not overwrite and os.path.lexists(path):
         raise ParameterError("the file exists", file=os.fspath(path), hint="--overwrite replaces it")
@@ -429,7 +439,8 @@ def decompress_file(
                 lossless.write_ply(scene.container, scene.metadata, path, overwrite, limits, threads, progress)
             )
         else:
-            write(scene.read(threads=threads, progress=progress), path, format=format, overwrite=overwrite)
+            gaussians = scene.read(threads=threads, progress=progress)
+            facts["losses"] = write(gaussians, path, format=format, overwrite=overwrite)
     facts["size_bytes"] = os.path.getsize(path) if os.path.isfile(path) else 0
     return facts
 

@@ -6,13 +6,14 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
 from .errors import LimitExceededError, ParameterError, SplatCodecError, TruncatedError
 
-__all__ = ["PathLike", "atomic_write", "open_for_reading", "os_error", "read_bytes"]
+__all__ = ["PathLike", "atomic_folder", "atomic_write", "open_for_reading", "os_error", "read_bytes"]
 
 PathLike = str | os.PathLike[str]
 
@@ -161,6 +162,75 @@ def atomic_write(path: PathLike, overwrite: bool = False) -> Iterator[BinaryIO]:
             raise os_error(error, name, "write") from None
         raise
     _sync_folder(os.path.dirname(target))
+
+
+@contextlib.contextmanager
+def atomic_folder(path: PathLike, overwrite: bool = False, last: str | None = None) -> Iterator[str]:
+    """A new folder to fill with files; what is in it appears under `path` only when the block ends without an error.
+
+    A target that does not exist, or is an empty folder, appears whole in one step. In a folder with content the new
+    files replace those of the same names, one by one, `last` after all others; nothing else in it is touched.
+
+    Args:
+        path: the folder.
+        overwrite: replace existing files.
+        last: name of the file that the others hang from; a reader that finds it finds the others.
+
+    Raises:
+        ParameterError: `last` (or any of the new files) exists and `overwrite` is false, the target is no folder, or
+            the folder around it cannot be written.
+        SplatCodecError: the disk is full, or the system failed in another way.
+    """
+    name = _checked(path)
+    target = os.path.realpath(name)
+    temporary = os.path.join(os.path.dirname(target), f".splatcodec-{secrets.token_hex(8)}.tmp")
+    try:
+        exists = os.path.lexists(target)
+        if exists and not os.path.isdir(target):
+            raise ParameterError("is a file, not a folder", file=name)
+        if last is not None and not overwrite and os.path.lexists(os.path.join(target, last)):
+            raise _exists(os.path.join(name, last))
+        os.mkdir(temporary)
+    except OSError as error:
+        raise os_error(error, name, "write") from None
+    try:
+        yield temporary
+        paths = [os.path.join(folder, file) for folder, _, names in os.walk(temporary) for file in names]
+        files = [os.path.relpath(path, temporary) for path in paths]
+        files.sort(key=lambda file: (file == last, file))
+        for file in files:
+            _sync_file(os.path.join(temporary, file))
+        if not exists or not os.listdir(target):
+            os.rename(temporary, target)  # an empty folder may be replaced so
+        else:
+            _move_into(temporary, target, files, name, overwrite)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise os_error(error, name, "write") from None
+        raise
+    shutil.rmtree(temporary, ignore_errors=True)
+    _sync_folder(os.path.dirname(target))
+
+
+def _move_into(temporary: str, target: str, files: list[str], name: str, overwrite: bool) -> None:
+    for file in files:
+        there = os.path.join(target, file)
+        if os.path.isdir(there) or (not overwrite and os.path.lexists(there)):
+            raise _exists(os.path.join(name, file))
+    for file in files:
+        there = os.path.join(target, file)
+        os.makedirs(os.path.dirname(there), exist_ok=True)
+        os.replace(os.path.join(temporary, file), there)
+    _sync_folder(target)
+
+
+def _sync_file(path: str) -> None:
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _exists(name: str) -> ParameterError:

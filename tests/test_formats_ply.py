@@ -392,8 +392,9 @@ def test_canonical_output(tmp_path):
     assert oracle["vertex"]["id"].dtype == np.int32
     np.testing.assert_array_equal(oracle["vertex"]["motion_1"], [1, 3, 5, 7, 9])
     np.testing.assert_array_equal(oracle["vertex"]["f_rest_5"], scene.shN[:, 2, 1])
-    assert oracle.comments == ["first", "two lines", "SplatRenderMode: mip"]
+    assert oracle.comments == ["first", "two lines", "SplatRenderMode: mip", 'splatcodec.metadata {"frame":"RDF"}']
     again = formats.read(path)
+    assert again.metadata["frame"] == "RDF"
     assert again.metadata["antialiased"] is True
     np.testing.assert_array_equal(again.extras["nz"], 2)
     # A second time round, nothing changes any more.

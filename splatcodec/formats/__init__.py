@@ -10,6 +10,7 @@ import functools
 import importlib
 import os
 import pkgutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -19,16 +20,19 @@ from ..errors import (
     LimitExceededError,
     ParameterError,
     SplatCodecError,
+    SplatCodecWarning,
     TruncatedError,
     UnknownIdError,
     UnsupportedError,
 )
-from ..files import PathLike, atomic_write, open_for_reading, os_error
+from ..files import PathLike, atomic_folder, atomic_write, open_for_reading, os_error
 from ..gaussians import Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
-from .base import HEAD_BYTES, Format
+from .base import DEFAULT_OPTIONS, HEAD_BYTES, Format, WriteOptions
 
-__all__ = ["Format", "detect", "formats", "read", "write"]
+__all__ = ["Format", "WriteOptions", "detect", "formats", "read", "write"]
+
+_SEPARATORS = (os.sep, os.altsep) if os.altsep else (os.sep,)
 
 
 @functools.cache
@@ -147,35 +151,104 @@ def read(path: PathLike, *, format: str | None = None, limits: Limits = DEFAULT_
         raise LimitExceededError("there is not enough memory for this scene", file=str(path)) from None
 
 
-def write(gaussians: Gaussians, path: PathLike, *, format: str | None = None, overwrite: bool = False) -> None:
-    """Write a scene, whole or not at all (see `splatcodec.files.atomic_write`).
+def write(
+    gaussians: Gaussians,
+    path: PathLike,
+    *,
+    format: str | None = None,
+    overwrite: bool = False,
+    options: WriteOptions = DEFAULT_OPTIONS,
+) -> list[str]:
+    """Write a scene, whole or not at all (see `splatcodec.files.atomic_write` and `atomic_folder`).
+
+    The target is a folder if the last part of `path` is the index name of a format that can be one ("meta.json": then
+    the folder is the one around it), if `path` ends with a separator, or if it is an existing directory; in the last
+    two cases `format` must be given. Else it is one file.
 
     Args:
         gaussians: the scene.
         path: where to.
-        format: name of the format; None goes by the suffix of `path`.
-        overwrite: replace an existing file.
+        format: name of the format; None goes by the last part of `path`.
+        overwrite: replace an existing file, or the files of those names in an existing folder.
+        options: how.
+
+    Returns:
+        What the file does not hold of the scene, a sentence each. Each is a SplatCodecWarning, too.
 
     Raises:
         UnknownIdError: no format of that name or suffix.
-        UnsupportedError: the format can only be read.
-        ParameterError: the file exists, cannot be made, or the scene does not fit the format.
+        UnsupportedError: the format can only be read, or not be written in that version.
+        ParameterError: the file exists, cannot be made, the scene does not fit the format, or an option means nothing
+            to it.
         SplatCodecError: the disk is full, or the system failed in another way.
     """
     where = _as_path(path)
+    text = os.fspath(path)
+    fmt, folder = _target(where, is_folder=text.endswith(_SEPARATORS) or os.path.isdir(where), format=format)
+    _check_options(fmt, options, text)
+    try:
+        # Refused before the work, not after it; looked at again when the file takes its name.
+        index = None if folder is None or fmt.index_name is None else folder / fmt.index_name
+        if not overwrite and os.path.lexists(index or where):
+            raise ParameterError("the file exists already", file=text, hint="--overwrite replaces it")
+        losses = fmt.losses(gaussians, options) if fmt.losses is not None else []
+        if folder is not None:
+            assert fmt.write_path is not None
+            with atomic_folder(folder, overwrite, last=fmt.index_name) as temporary:
+                fmt.write_path(gaussians, Path(temporary), options)
+        else:
+            assert fmt.write is not None
+            with atomic_write(where, overwrite) as handle:
+                fmt.write(gaussians, handle, options)
+    except SplatCodecError as error:
+        error.locate(file=text)
+        raise
+    except OSError as error:
+        raise os_error(error, path, "write") from None
+    except MemoryError:
+        raise LimitExceededError("there is not enough memory to write this scene", file=text) from None
+    for loss in losses:
+        warnings.warn(f"{fmt.title}: {loss}", SplatCodecWarning, stacklevel=2)
+    return losses
+
+
+def _target(where: Path, is_folder: bool, format: str | None) -> tuple[Format, Path | None]:
+    """The format to write, and the folder if the target is one."""
+    text = os.fspath(where)
     if format is not None:
         fmt = _named(format)
     else:
-        named = _of_suffix(where)
-        if named is None:
-            known = [suffix for fmt in formats().values() if fmt.write is not None for suffix in fmt.suffixes]
-            raise UnknownIdError.of("suffix", "".join(where.suffixes) or where.name, known, file=str(path))
-        fmt = named[0]
-    if fmt.write is None:
-        raise UnsupportedError(f"{fmt.title} can be read but not written", file=os.fspath(where))
-    try:
-        with atomic_write(where, overwrite) as handle:
-            fmt.write(gaussians, handle)
-    except SplatCodecError as error:
-        error.locate(file=str(path))
-        raise
+        by_index = [fmt for fmt in formats().values() if fmt.write_path and fmt.index_name == where.name.lower()]
+        by_suffix = _of_suffix(where)
+        if by_index:
+            fmt = by_index[0]
+        elif is_folder:
+            names = [fmt.name for fmt in formats().values() if fmt.write_path is not None]
+            raise ParameterError("is a folder", file=text, hint=f"name its format: {', '.join(names) or 'none can be'}")
+        elif by_suffix is not None:
+            fmt = by_suffix[0]
+        else:
+            known = [suffix for fmt in formats().values() if fmt.can_write for suffix in fmt.suffixes]
+            raise UnknownIdError.of("suffix", "".join(where.suffixes) or where.name, known, file=text)
+    if not fmt.can_write:
+        raise UnsupportedError(f"{fmt.title} can be read but not written", file=text)
+    if fmt.write_path is not None:
+        if where.name.lower() == fmt.index_name and not is_folder:
+            return fmt, where.parent
+        if is_folder:
+            return fmt, where
+        if fmt.write is None:
+            raise ParameterError(f"{fmt.title} is a folder", file=text, hint=f"{text}{os.sep} or {fmt.index_name}")
+    elif is_folder:
+        raise ParameterError(f"is a folder, but {fmt.title} is one file", file=text)
+    return fmt, None
+
+
+def _check_options(fmt: Format, options: WriteOptions, file: str) -> None:
+    if options.version is not None and options.version not in fmt.versions:
+        known = ", ".join(str(version) for version in sorted(fmt.versions)) or "it has none"
+        raise UnsupportedError(
+            f"version {options.version} of {fmt.title} cannot be written", file=file, field="version", hint=known
+        )
+    if options.quality is not None and not fmt.takes_quality:
+        raise ParameterError(f"{fmt.title} has one quality only", file=file, field="quality")

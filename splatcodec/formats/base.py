@@ -7,13 +7,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from ..errors import ParameterError
 from ..gaussians import Gaussians
 from ..limits import Limits
 
-__all__ = ["HEAD_BYTES", "Format"]
+__all__ = ["DEFAULT_OPTIONS", "HEAD_BYTES", "Format", "WriteOptions"]
 
 # How much of a file's beginning `Format.sniff` is shown.
 HEAD_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """What a user asks of a writer.
+
+    Attributes:
+        quality: 0..100 on the scale of `compress`; None: the format's usual precision, every Gaussian kept.
+        version: which of `Format.versions`; None: the one that most readers know.
+        threads: worker threads; None: one a core. The bytes written do not depend on it.
+        progress: called with (stage, share done 0..1).
+
+    Raises:
+        ParameterError: a value out of range.
+    """
+
+    quality: float | None = None
+    version: int | None = None
+    threads: int | None = None
+    progress: Callable[[str, float], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.quality is not None and not 0 <= self.quality <= 100:
+            raise ParameterError(f"quality {self.quality}, expected 0 to 100", field="quality")
+        if self.threads is not None and self.threads < 1:
+            raise ParameterError(f"{self.threads} threads", field="threads")
+
+
+DEFAULT_OPTIONS = WriteOptions()
 
 
 @dataclass(frozen=True)
@@ -23,19 +53,39 @@ class Format:
     Attributes:
         name: short name, as in `read(path, format=name)`.
         title: name for people.
-        suffixes: lower-case endings of file names, the usual one first.
+        suffixes: lower-case endings of file names, the usual one first; none for a format that is only a folder.
         read: (path, limits) -> Gaussians, raw as in `Gaussians`. Raises only SplatCodecError, and OSError while
             reading, which `splatcodec.formats.read` translates.
-        write: (gaussians, file) -> None; None where the format can only be read.
+        write: (gaussians, file, options) -> None; None where the format is no single file or can only be read. The
+            file can be written to and sought in; it becomes the target only when `write` returns.
         sniff: (head, path) -> whether the first bytes (`HEAD_BYTES` at most; none for a directory) are this format's.
             Of one file at most one format may say yes.
         has_magic: whether every file of the format can be sniffed. If not, the suffix decides.
+        write_path: (gaussians, folder, options) -> None, of formats that are also, or only, a folder of files: fills
+            `folder`, which exists, is empty, and becomes the target only when `write_path` returns. Called instead of
+            `write` when the target is a folder (see `splatcodec.formats.write`).
+        index_name: lower-case name of the file in that folder that stands for it, such as "meta.json".
+        losses: (gaussians, options) -> sentences, each naming something of *this* scene that the file will not hold:
+            extras, SH bands, metadata, values out of range, precision, Gaussians left out. Empty only if `read` would
+            give back every value. None: nothing is ever lost.
+        versions: what `WriteOptions.version` may be; the first is the default. Empty: there is only one.
+        takes_quality: whether `WriteOptions.quality` means something.
     """
 
     name: str
     title: str
     suffixes: tuple[str, ...]
     read: Callable[[Path, Limits], Gaussians]
-    write: Callable[[Gaussians, BinaryIO], None] | None
+    write: Callable[[Gaussians, BinaryIO, WriteOptions], None] | None
     sniff: Callable[[bytes, Path], bool]
     has_magic: bool = True
+    write_path: Callable[[Gaussians, Path, WriteOptions], None] | None = None
+    index_name: str | None = None
+    losses: Callable[[Gaussians, WriteOptions], list[str]] | None = None
+    versions: tuple[int, ...] = ()
+    takes_quality: bool = False
+
+    @property
+    def can_write(self) -> bool:
+        """Whether the format can be written at all."""
+        return self.write is not None or self.write_path is not None

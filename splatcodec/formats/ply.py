@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import os
 import re
 import warnings
@@ -33,9 +34,10 @@ from ..errors import (
 from ..files import PathLike, atomic_write, open_for_reading
 from ..gaussians import Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
+from ._losses import SCENE_FACTS, is_json, lost_metadata
 from ._packing import MAX_SH_REST, warn_degree_4
 from ._records import block_rows, file_size, read_blocks
-from .base import HEAD_BYTES, Format
+from .base import DEFAULT_OPTIONS, HEAD_BYTES, Format, WriteOptions
 
 __all__ = [
     "FORMAT",
@@ -45,6 +47,8 @@ __all__ = [
     "PlyTable",
     "comments_metadata",
     "is_compressed",
+    "lost_in_comments",
+    "metadata_comments",
     "parse_header",
     "read",
     "read_header",
@@ -71,6 +75,10 @@ _DTYPES = {
 }
 # The classic names: every reader knows them.
 _TYPE_NAMES = {dtype: name for name, dtype in reversed(_DTYPES.items()) if not name[-1].isdigit()}
+# Begins the comment that holds, as JSON, the metadata that other tools have no comment for.
+_METADATA_COMMENT = "splatcodec.metadata "
+_METADATA_NAMES = tuple(name for name in SCENE_FACTS if name not in ("comments", "antialiased"))
+_MAX_METADATA_COMMENT = 1 << 16
 _BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
 _FLOAT32 = np.dtype("f4")
 
@@ -660,14 +668,56 @@ def _check_rest(handle: BinaryIO, header: PlyHeader, vertex: PlyElement) -> None
 
 
 def comments_metadata(header: PlyHeader) -> dict[str, Any]:
-    """`comments` and `antialiased` as the comment lines state them, for `Gaussians.metadata`."""
+    """`Gaussians.metadata` as the comment lines state it: `antialiased`, our own line of JSON, the rest `comments`."""
     metadata: dict[str, Any] = {}
-    if header.comments:
-        metadata["comments"] = list(header.comments)
+    comments = []
+    for comment in header.comments:
+        stated = _parse_metadata_comment(comment)
+        if stated is None:
+            comments.append(comment)
+        else:
+            metadata.update(stated)
+    if comments:
+        metadata["comments"] = comments
     antialiased = _stated_antialiased(header.comments)
     if antialiased is not None:
         metadata["antialiased"] = antialiased
     return metadata
+
+
+def _parse_metadata_comment(comment: str) -> dict[str, Any] | None:
+    """What `metadata_comments` wrote, or None if this is an ordinary comment."""
+    if not comment.startswith(_METADATA_COMMENT):
+        return None
+    try:
+        stated = json.loads(comment[len(_METADATA_COMMENT) :])
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(stated, dict) or not stated.keys() <= set(_METADATA_NAMES):
+        return None
+    return stated
+
+
+def metadata_comments(gaussians: Gaussians) -> list[str]:
+    """The comment lines, without the word `comment`, that hold `comments` and the other metadata."""
+    stated = gaussians.metadata.get("comments", ())
+    comments = [" ".join(re.split("[\r\n]+", str(text))) for text in ([stated] if isinstance(stated, str) else stated)]
+    antialiased = gaussians.metadata.get("antialiased")
+    if antialiased is not None and _stated_antialiased(comments) != antialiased:
+        comments.append(f"SplatRenderMode: {'mip' if antialiased else 'default'}")
+    held = {name: gaussians.metadata.get(name) for name in _METADATA_NAMES}
+    facts = {name: value for name, value in held.items() if value is not None and is_json(value)}
+    if facts:
+        text = _METADATA_COMMENT + json.dumps(facts, separators=(",", ":"))
+        if len(text) <= _MAX_METADATA_COMMENT:
+            comments.append(text)
+    return comments
+
+
+def lost_in_comments(gaussians: Gaussians) -> list[str]:
+    """The loss that `metadata_comments` means."""
+    held = {name for text in metadata_comments(gaussians) for name in _parse_metadata_comment(text) or ()}
+    return lost_metadata(gaussians, held | {"comments", "antialiased"})
 
 
 def _stated_antialiased(comments: Sequence[str]) -> bool | None:
@@ -680,12 +730,12 @@ def _stated_antialiased(comments: Sequence[str]) -> bool | None:
     return stated
 
 
-def write(gaussians: Gaussians, file: BinaryIO) -> None:
+def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> None:
     """Write a 3DGS PLY, binary little endian, in the order trainers use.
 
     `x y z nx ny nz f_dc_* f_rest_* opacity scale_* rot_*`, all float, then the remaining extras in their own types (an
-    extra of more columns becomes name_0, name_1, ...). Normals are zero unless extras has them. Of the metadata only
-    `comments` and `antialiased` are kept.
+    extra of more columns becomes name_0, name_1, ...). Normals are zero unless extras has them. Metadata is kept in
+    comments: `comments` and `antialiased` as other tools have them, the rest as JSON behind `splatcodec.metadata`.
 
     Raises:
         ParameterError: a name or type of an extra cannot be in a PLY file.
@@ -703,13 +753,8 @@ def table_of(gaussians: Gaussians) -> PlyTable:
         ParameterError: a name or type of an extra cannot be in a PLY file.
     """
     columns = _output_columns(gaussians)
-    stated = gaussians.metadata.get("comments", ())
-    comments = [" ".join(re.split("[\r\n]+", str(text))) for text in ([stated] if isinstance(stated, str) else stated)]
-    antialiased = gaussians.metadata.get("antialiased")
-    if antialiased is not None and _stated_antialiased(comments) != antialiased:
-        comments.append(f"SplatRenderMode: {'mip' if antialiased else 'default'}")
     lines = ["ply", "format binary_little_endian 1.0"]
-    lines += [f"comment {comment}" for comment in comments]
+    lines += [f"comment {comment}" for comment in metadata_comments(gaussians)]
     lines.append(f"element vertex {gaussians.num_gaussians}")
     lines += [f"property {_TYPE_NAMES[values.dtype.newbyteorder('=')]} {name}" for name, values in columns]
     lines.append("end_header\n")
@@ -885,4 +930,5 @@ FORMAT = Format(
     read=read,
     write=write,
     sniff=lambda head, path: sniff_header(head) == "plain",
+    losses=lambda gaussians, options: lost_in_comments(gaussians),
 )

@@ -36,10 +36,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if not args.overwrite and os.path.lexists(args.output):
         raise ParameterError("the file exists", file=args.output, hint="--overwrite replaces it")
     gaussians = api.read(args.input, format=args.from_format)
-    api.write(gaussians, args.output, format=args.to_format, overwrite=args.overwrite)
-    size = os.path.getsize(args.output)
+    losses = api.write(gaussians, args.output, format=args.to_format, overwrite=args.overwrite)
+    size = _size_bytes(args.output)
     if args.json:
-        console.json({"file": args.output, "num_gaussians": gaussians.num_gaussians, "size_bytes": size})
+        facts = {"file": args.output, "num_gaussians": gaussians.num_gaussians, "size_bytes": size}
+        console.json({**facts, "losses": losses})
     else:
         console.summary(f"{args.output}: {gaussians.num_gaussians:,} Gaussians, {human_bytes(size)}")
     return ExitCode.OK
+
+
+def _size_bytes(path: str) -> int:
+    """Of a file, or of all files of a folder."""
+    if os.path.isfile(path):
+        return os.path.getsize(path)
+    files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    return sum(os.path.getsize(file) for file in files)
