@@ -28,9 +28,9 @@ from ..errors import (
 from ..files import PathLike, atomic_folder, atomic_write, open_for_reading, os_error
 from ..gaussians import Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
-from .base import DEFAULT_OPTIONS, HEAD_BYTES, Format, WriteOptions
+from .base import DEFAULT_OPTIONS, HEAD_BYTES, ErrorBounds, Format, WriteOptions
 
-__all__ = ["Format", "WriteOptions", "detect", "formats", "read", "write"]
+__all__ = ["ErrorBounds", "Format", "WriteOptions", "detect", "formats", "read", "write"]
 
 _SEPARATORS = (os.sep, os.altsep) if os.altsep else (os.sep,)
 

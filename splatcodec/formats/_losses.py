@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
 from typing import Any
 
-from ..gaussians import Gaussians, num_sh_coefficients
+import numpy as np
+import numpy.typing as npt
 
-__all__ = ["FILE_FACTS", "SCENE_FACTS", "is_json", "lost_bands", "lost_extras", "lost_metadata"]
+from ..gaussians import CleanReport, Gaussians, num_sh_coefficients
+from .base import WriteOptions
+
+__all__ = [
+    "FILE_FACTS",
+    "SCENE_FACTS",
+    "drawable",
+    "is_json",
+    "lost_bands",
+    "lost_extras",
+    "lost_gaussians",
+    "lost_metadata",
+    "out_of_range",
+]
 
 # Metadata about the scene, which every reader of the format could use; see `Gaussians`.
 SCENE_FACTS = ("frame", "antialiased", "up", "background", "camera", "unit_m", "colour_space", "comments")
 # Metadata about the file that the scene came from: not part of the scene, so leaving it out is no loss.
 FILE_FACTS = frozenset({"extras", "generator", "glb", "ksplat", "lod", "sog", "source", "spz"})
+
+# Renderers draw nothing where alpha is below 1/255.
+_FAINTEST_LOGIT = -math.log(254.0)
 
 
 def lost_extras(gaussians: Gaussians) -> list[str]:
@@ -37,6 +55,36 @@ def lost_bands(gaussians: Gaussians, max_sh_degree: int) -> list[str]:
     if gaussians.sh_degree <= max_sh_degree or not gaussians.shN[:, first:].any():
         return []
     return [f"spherical harmonics above degree {max_sh_degree} dropped (the scene has degree {gaussians.sh_degree})"]
+
+
+def _kept(gaussians: Gaussians, options: WriteOptions) -> tuple[Gaussians, CleanReport, int]:
+    """What `drawable` returns, what was mended or dropped for that, and how many were too faint."""
+    scene, report = gaussians.cleaned()
+    if options.quality is None:
+        return scene, report, 0
+    shown = scene.opacities >= _FAINTEST_LOGIT
+    return (scene, report, 0) if shown.all() else (scene.selected(shown), report, int((~shown).sum()))
+
+
+def drawable(gaussians: Gaussians, options: WriteOptions) -> Gaussians:
+    """The Gaussians that a packed format is written from: all values finite; with a quality, none that never shows."""
+    return _kept(gaussians, options)[0]
+
+
+def lost_gaussians(gaussians: Gaussians, options: WriteOptions) -> list[str]:
+    """What `drawable` changes."""
+    _, report, faint = _kept(gaussians, options)
+    lost = [str(report)] if report else []
+    if faint:
+        lost.append(f"{faint} Gaussians too faint to show (opacity below 1/255) left out")
+    return lost
+
+
+def out_of_range(what: str, values: npt.NDArray[np.floating[Any]], low: float, high: float) -> list[str]:
+    """A sentence if any of `values` (N, ...) lies outside; a format clamps those."""
+    outside = (values < low) | (values > high)
+    count = int(outside.reshape(len(outside), -1).any(axis=1).sum()) if outside.size else 0
+    return [f"{what} of {count} Gaussians clamped to {low:.4g}..{high:.4g}"] if count else []
 
 
 def is_json(value: Any) -> bool:

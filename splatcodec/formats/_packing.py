@@ -1,19 +1,30 @@
-"""Small pieces that several packed formats share: alpha bytes, smallest-three quaternions, SH of degree 4."""
+"""Small pieces that several packed formats share: alpha bytes, smallest-three quaternions, SH of degree 4, rounding."""
 
 from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import SplatCodecWarning
-from ..gaussians import MAX_SH_DEGREE, num_sh_coefficients
+from ..gaussians import MAX_SH_DEGREE, num_sh_coefficients, unit_quats
 from ._records import BLOCK_BYTES
 
-__all__ = ["MAX_SH_REST", "logits_of_alpha_bytes", "lookup", "quats_of_smallest_three", "warn_degree_4"]
+__all__ = [
+    "MAX_SH_REST",
+    "alpha_bytes",
+    "logits_of_alpha_bytes",
+    "lookup",
+    "quats_of_smallest_three",
+    "rounded",
+    "row_blocks",
+    "smallest_three",
+    "warn_degree_4",
+]
 
 # SH coefficients a channel, without degree 0, that `Gaussians` holds.
 MAX_SH_REST = num_sh_coefficients(MAX_SH_DEGREE) - 1
@@ -62,6 +73,61 @@ def quats_of_smallest_three(
     out[:, columns[1]] = np.where(largest == 0, a, np.where(largest == 1, missing, b))
     out[:, columns[2]] = np.where(largest <= 1, b, np.where(largest == 2, missing, c))
     out[:, columns[3]] = np.where(largest == 3, missing, c)
+
+
+def row_blocks(count: int, rows: int = 1 << 15) -> Iterator[slice]:
+    """Slices of at most `rows` rows that cover `count`: what is computed between them stays in the cache."""
+    for start in range(0, count, rows):
+        yield slice(start, min(start + rows, count))
+
+
+def rounded(
+    values: npt.NDArray[np.float32], scale: float, offset: float, low: float, high: float, dtype: npt.DTypeLike
+) -> npt.NDArray[Any]:
+    """`values * scale + offset` rounded to the nearest integer in `low`..`high` (same shape, `dtype`)."""
+    out = np.empty(values.shape, dtype)
+    for rows in row_blocks(len(values)):
+        block = values[rows].astype(np.float64)  # float32 has too few digits for positions of 24 bits
+        block *= scale
+        block += offset
+        np.rint(block, out=block)
+        np.clip(block, low, high, out=block)
+        out[rows] = block
+    return out
+
+
+def alpha_bytes(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Opacities as bytes, 0..255 for alpha 0..1, from logits (same shape)."""
+    out = np.empty(logits.shape, np.uint8)
+    for rows in row_blocks(len(logits)):
+        with np.errstate(over="ignore"):
+            out[rows] = np.rint(255 / (1 + np.exp(-logits[rows].astype(np.float64))))
+    return out
+
+
+def smallest_three(
+    quats: npt.NDArray[np.float32], columns: tuple[int, int, int, int] = (0, 1, 2, 3)
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]:
+    """The inverse of `quats_of_smallest_three`.
+
+    Args:
+        quats: (N, 4) of any length; zero ones count as the identity.
+        columns: the column of `quats` for each component in the file's order.
+
+    Returns:
+        (largest, kept): (N,) uint8 index of the component left out, in the file's order; (N, 3) float32, the others,
+        with the sign that makes the largest positive. They are at most sqrt(1/2) from zero.
+    """
+    largest = np.empty(len(quats), np.uint8)
+    kept = np.empty((len(quats), 3), np.float32)
+    others = np.array([[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2]])
+    for rows in row_blocks(len(quats)):
+        block = unit_quats(quats[rows])[:, columns]
+        top = np.abs(block).argmax(axis=1)
+        negative = np.take_along_axis(block, top[:, None], axis=1) < 0
+        largest[rows] = top
+        kept[rows] = np.take_along_axis(block, others[top], axis=1) * np.where(negative, np.float32(-1), np.float32(1))
+    return largest, kept
 
 
 def warn_degree_4(num_gaussians: int) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import ParameterError
-from ..gaussians import Gaussians
+from ..gaussians import MAX_SH_DEGREE, Gaussians
 from ..limits import Limits
 
-__all__ = ["DEFAULT_OPTIONS", "HEAD_BYTES", "Format", "WriteOptions"]
+__all__ = ["DEFAULT_OPTIONS", "HEAD_BYTES", "ErrorBounds", "Format", "WriteOptions"]
 
 # How much of a file's beginning `Format.sniff` is shown.
 HEAD_BYTES = 1 << 16
@@ -47,6 +47,29 @@ DEFAULT_OPTIONS = WriteOptions()
 
 
 @dataclass(frozen=True)
+class ErrorBounds:
+    """How far at most a value comes back from what it was, absolutely, if it lies in the format's range.
+
+    Attributes:
+        means: world units.
+        scales: of the natural log.
+        alphas: of the opacity 0..1, after the sigmoid.
+        colours: of the display colour, 0.5 + C0 sh0.
+        quats: of a component of the unit quaternion, its sign (of all four) chosen to fit.
+        shN: of a coefficient.
+        max_sh_degree: bands above it do not come back.
+    """
+
+    means: float = 0.0
+    scales: float = 0.0
+    alphas: float = 0.0
+    colours: float = 0.0
+    quats: float = 0.0
+    shN: float = 0.0
+    max_sh_degree: int = MAX_SH_DEGREE
+
+
+@dataclass(frozen=True)
 class Format:
     """One file format; a module of this package offers it as `FORMAT`.
 
@@ -68,6 +91,7 @@ class Format:
         losses: (gaussians, options) -> sentences, each naming something of *this* scene that the file will not hold:
             extras, SH bands, metadata, values out of range, precision, Gaussians left out. Empty only if `read` would
             give back every value. None: nothing is ever lost.
+        error_bounds: (gaussians, options) -> how exactly values come back without a quality; None: exactly, as float32.
         versions: what `WriteOptions.version` may be; the first is the default. Empty: there is only one.
         takes_quality: whether `WriteOptions.quality` means something.
     """
@@ -82,6 +106,7 @@ class Format:
     write_path: Callable[[Gaussians, Path, WriteOptions], None] | None = None
     index_name: str | None = None
     losses: Callable[[Gaussians, WriteOptions], list[str]] | None = None
+    error_bounds: Callable[[Gaussians, WriteOptions], ErrorBounds] | None = None
     versions: tuple[int, ...] = ()
     takes_quality: bool = False
 

@@ -12,7 +12,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,19 +24,33 @@ from ..errors import (
     ChecksumError,
     FormatError,
     LimitExceededError,
+    ParameterError,
     SplatCodecError,
     SplatCodecWarning,
     TruncatedError,
     UnsupportedError,
 )
 from ..files import open_for_reading
-from ..gaussians import Gaussians, num_sh_coefficients
+from ..gaussians import SH_C0, Gaussians, num_sh_coefficients, unit_quats
 from ..limits import DEFAULT_LIMITS, Limits
-from ._packing import MAX_SH_REST, logits_of_alpha_bytes, lookup, quats_of_smallest_three, warn_degree_4
+from ._deflate import quick_size, write_gzip, zstd_frames
+from ._losses import drawable, lost_extras, lost_gaussians, lost_metadata, out_of_range
+from ._order import packing_order
+from ._packing import (
+    MAX_SH_REST,
+    alpha_bytes,
+    logits_of_alpha_bytes,
+    lookup,
+    quats_of_smallest_three,
+    rounded,
+    row_blocks,
+    smallest_three,
+    warn_degree_4,
+)
 from ._records import BLOCK_BYTES, file_size
-from .base import Format
+from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
 
-__all__ = ["FORMAT", "read"]
+__all__ = ["FORMAT", "read", "write"]
 
 _MAGIC = b"NGSP"
 _MAGIC_4 = b"NGSP\x04\0\0\0"
@@ -58,6 +72,7 @@ _MAX_EXTENSION_BYTES = 1 << 20
 _EXTENSION_SH_BITS = 0xADBE0001
 _EXTENSION_SAFE_ORBIT = 0xADBE0002
 _EXTENSION_FRAME = 0xADBE0003
+_SAFE_ORBIT = ("safe_orbit_elevation_min", "safe_orbit_elevation_max", "safe_orbit_radius_min")
 # Code 0 is "unspecified". Letters name where x, y and z point: left/right, up/down, front/back.
 _FRAMES = (
     None,
@@ -290,8 +305,7 @@ def _parse_extensions(records: bytes) -> dict[str, Any]:
                 raise FormatError(f"a safe orbit of {length} bytes, expected 12", chunk="extensions")
             orbit = np.frombuffer(payload, "<f4")
             if np.isfinite(orbit).all():
-                names = ("safe_orbit_elevation_min", "safe_orbit_elevation_max", "safe_orbit_radius_min")
-                metadata["camera"] = dict(zip(names, orbit.tolist()))
+                metadata["camera"] = dict(zip(_SAFE_ORBIT, orbit.tolist()))
             else:
                 warnings.warn("a safe orbit that is not finite is dropped", SplatCodecWarning, stacklevel=4)
         elif kind != _EXTENSION_SH_BITS:  # which only says how coarsely SH was rounded
@@ -407,6 +421,152 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
     return Gaussians(means=means, quats=quats, scales=scales, opacities=opacities, sh0=sh0, shN=shN, metadata=metadata)
 
 
+# --------------------------------------------------------------------------------------------------------- writing
+
+_VERSIONS = (3, 2, 4)  # version 3 first: readers of it are everywhere by now, those of 4 are not
+_USUAL_FRACTIONAL_BITS = 12
+_MAX_FIXED = (1 << 23) - 1
+# What bytes of scales, colours and harmonics reach, half a step further than the outermost value.
+_SCALE_RANGE = (-10 - 1 / 32, 255 / 16 - 10 + 1 / 32)
+_COLOUR_RANGE = (-0.5 / 0.15 - 0.014, 0.5 / 0.15 + 0.014)
+# The bucket of 255 is clamped, so harmonics end 1/128 below 1.
+_SH_RANGE = (-1 - 1 / 256, 1 + 1 / 16)
+# Bits of a coefficient of degree 1, and of higher ones, that the reference writer keeps.
+_USUAL_SH_BITS = (5, 4)
+
+
+def _fractional_bits(gaussians: Gaussians) -> int:
+    """Bits behind the point of positions: 12 as everybody writes, fewer where the scene is too large for that."""
+    reach = float(np.abs(gaussians.means).max(initial=0.0))
+    bits = _USUAL_FRACTIONAL_BITS
+    while bits > 0 and reach * 2.0**bits > _MAX_FIXED:
+        bits -= 1
+    return bits
+
+
+def _pack_positions(means: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np.int32]:
+    """(N, 3) fixed-point integers of 24 bits."""
+    return rounded(means, 2.0**bits, 0, -_MAX_FIXED - 1, _MAX_FIXED, np.int32)
+
+
+def _pack_quats(quats: npt.NDArray[np.float32], version: int) -> npt.NDArray[Any]:
+    """(N,) words of 32 bits, or (N, 3) bytes in version 2."""
+    if version < 3:
+        packed = np.empty((len(quats), 3), np.uint8)
+        for rows in row_blocks(len(quats)):
+            unit = unit_quats(quats[rows])
+            unit *= np.where(unit[:, :1] < 0, np.float32(-1), np.float32(1))
+            packed[rows] = np.rint(unit[:, 1:] * 127.5 + 127.5)
+        return packed
+    largest, kept = smallest_three(quats, (1, 2, 3, 0))
+    words = np.empty(len(quats), "<u4")
+    for rows in row_blocks(len(quats)):
+        block = kept[rows]
+        magnitudes = np.minimum(np.abs(block) * np.float32(511 * np.sqrt(2)) + np.float32(0.5), 511).astype(np.uint32)
+        fields = magnitudes | (block < 0).astype(np.uint32) << np.uint32(9)
+        word = largest[rows].astype(np.uint32)
+        for k in range(3):
+            word = word << np.uint32(10) | fields[:, k]
+        words[rows] = word
+    return words
+
+
+def _pack_sh(shN: npt.NDArray[np.float32], bits: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """(N, K - 1, 3) bytes, each the centre of a bucket of 2**(8 - bits) values."""
+    packed = np.empty(shN.shape, np.uint8)
+    for columns, kept_bits in ((slice(0, 3), bits[0]), (slice(3, None), bits[1])):
+        bucket = float(1 << (8 - kept_bits))
+        steps = rounded(shN[:, columns], 128 / bucket, 0, -128 / bucket, 128 / bucket, np.int16)
+        packed[:, columns] = np.minimum(steps * np.int16(bucket) + 128, 255)
+    return packed
+
+
+def _pack_extensions(metadata: Mapping[str, Any]) -> bytes:
+    """Extension records of `frame` and of a safe orbit in `camera`."""
+    records = b""
+    if (frame := metadata.get("frame")) is not None and frame in _FRAMES:
+        records += struct.pack("<III", _EXTENSION_FRAME, 4, _FRAMES.index(frame))
+    if orbit := _safe_orbit(metadata):
+        records += struct.pack("<II3f", _EXTENSION_SAFE_ORBIT, 12, *orbit)
+    return records
+
+
+def _safe_orbit(metadata: Mapping[str, Any]) -> list[float] | None:
+    camera = metadata.get("camera")
+    if not isinstance(camera, Mapping) or camera.keys() != set(_SAFE_ORBIT):
+        return None
+    return [float(camera[name]) for name in _SAFE_ORBIT]
+
+
+def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> None:
+    """Write an SPZ file of version 3 (or 2 or 4).
+
+    Gaussians are sorted so that the file gets small. The frame is only stated, where the metadata knows it, never
+    changed. Errors are those that `read` lists, with buckets of 1/16 (degree 1) and 1/8 for harmonics.
+
+    Raises:
+        ParameterError: version 4 cannot hold an empty scene.
+    """
+    version = options.version or _VERSIONS[0]
+    scene = drawable(gaussians, options)
+    if version == 4 and not len(scene):
+        raise ParameterError("SPZ version 4 cannot hold an empty scene", hint="version 3 can")
+    bits = _fractional_bits(scene)
+    positions = _pack_positions(scene.means, bits)
+    alphas = alpha_bytes(scene.opacities)
+    colours = rounded(scene.sh0[:, 0], 255 * 0.15, 127.5, 0, 255, np.uint8)
+    triples = positions.astype("<i4").view(np.uint8).reshape(-1, 3, 4)[:, :, :3].reshape(-1, 9)
+
+    def cost(order: npt.NDArray[np.intp]) -> int:
+        columns = (triples, alphas, colours)
+        return sum(quick_size(column[order]) for column in columns)
+
+    order = packing_order(positions, [alphas, colours[:, 0], colours[:, 1]], cost)
+    arrays: list[npt.NDArray[Any]] = [
+        triples,
+        alphas,
+        colours,
+        rounded(scene.scales, 16, 160, 0, 255, np.uint8),
+        _pack_quats(scene.quats, version),
+        _pack_sh(scene.shN, _USUAL_SH_BITS),
+    ]
+    streams = [array[order].tobytes() for array in arrays if array.size]
+    extensions = _pack_extensions(scene.metadata)
+    flags = _FLAG_ANTIALIASED * bool(scene.metadata.get("antialiased")) | _FLAG_EXTENSIONS * bool(extensions)
+    fields = (_MAGIC, version, len(scene), scene.sh_degree, bits, flags)
+    if version < 4:
+        write_gzip(file, [_HEADER.pack(*fields, 0), *streams, extensions], options.threads)
+        return
+    frames = zstd_frames(streams, options.threads)
+    file.write(_HEADER_4.pack(*fields, len(streams), _HEADER_4.size + len(extensions)))
+    file.write(extensions)
+    for stream, frame in zip(streams, frames):
+        file.write(_TOC_ENTRY.pack(len(frame), len(stream)))
+    for frame in frames:
+        file.write(frame)
+
+
+def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
+    scene = drawable(gaussians, options)
+    kept = {"antialiased"}
+    if scene.metadata.get("frame") in _FRAMES:
+        kept.add("frame")
+    if _safe_orbit(scene.metadata):
+        kept.add("camera")
+    bits = _fractional_bits(scene)
+    reach = (_MAX_FIXED + 0.5) / 2**bits
+    return [
+        *lost_extras(gaussians),
+        *lost_metadata(gaussians, kept),
+        *lost_gaussians(gaussians, options),
+        *out_of_range("positions", scene.means, -reach, reach),
+        *out_of_range("log scales", scene.scales, *_SCALE_RANGE),
+        *out_of_range("colours", scene.sh0, *_COLOUR_RANGE),
+        *out_of_range("spherical harmonics", scene.shN, *_SH_RANGE),
+        f"values rounded: positions to {2.0**-bits:.3g}, scales to 6 %, the rest to 8 bits or less; order changed",
+    ]
+
+
 def _sniff(head: bytes, path: Path) -> bool:
     if head[:2] != _GZIP_MAGIC:
         return head[:4] == _MAGIC
@@ -416,4 +576,28 @@ def _sniff(head: bytes, path: Path) -> bool:
         return False
 
 
-FORMAT = Format(name="spz", title="SPZ", suffixes=(".spz",), read=read, write=None, sniff=_sniff)
+def _error_bounds(gaussians: Gaussians, options: WriteOptions) -> ErrorBounds:
+    # Version 2 keeps no w: where it is near zero, the root of what the others leave is off by much.
+    quats = 0.12 if options.version == 2 else 3 * np.sqrt(0.5) / 511 / 2 + 1e-5
+    return ErrorBounds(
+        means=0.5 * 2.0 ** -_fractional_bits(gaussians),
+        scales=0.5 / 16,
+        alphas=0.5 / 255,
+        colours=SH_C0 * 0.5 / 255 / 0.15,
+        quats=quats,
+        shN=1 / 16,
+    )
+
+
+FORMAT = Format(
+    name="spz",
+    title="SPZ",
+    suffixes=(".spz",),
+    read=read,
+    write=write,
+    sniff=_sniff,
+    losses=_losses,
+    error_bounds=_error_bounds,
+    versions=_VERSIONS,
+    takes_quality=True,
+)
