@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import format_writers as writers
@@ -151,13 +152,15 @@ def test_permission_errors_are_translated(monkeypatch):
         formats.read(DATA / "t5.ply", format="ply")
 
 
-def test_unknown_format_names(tmp_path):
+def test_unknown_format_names(tmp_path, monkeypatch):
     with pytest.raises(UnknownIdError, match="known: ply"):
         formats.read(DATA / "t5.ply", format="plly")
     with pytest.raises(UnknownIdError, match=r"\.ply"):
         formats.write(Gaussians.empty(), tmp_path / "a.obj")
+    read_only = replace(formats.formats()["ply"], name="read-only", suffixes=(".ro",), write=None)
+    monkeypatch.setattr(formats, "formats", lambda: {"read-only": read_only})
     with pytest.raises(UnsupportedError, match="can be read but not written"):
-        formats.write(Gaussians.empty(), tmp_path / "a.compressed.ply")
+        formats.write(Gaussians.empty(), tmp_path / "a.ro")
     assert os.listdir(tmp_path) == []
 
 

@@ -8,21 +8,42 @@ playcanvas/splat-transform `compressed-chunk.ts` and `decompress-ply.ts`, playca
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import FormatError, TruncatedError, UnsupportedError
+from ..errors import FormatError, ParameterError, TruncatedError, UnsupportedError
 from ..files import open_for_reading
-from ..gaussians import SH_C0, Gaussians
+from ..gaussians import SH_C0, Gaussians, num_sh_coefficients
 from ..limits import DEFAULT_LIMITS, Limits
-from ._packing import MAX_SH_REST, logits_of_alpha_bytes, quats_of_smallest_three, warn_degree_4
+from ._losses import drawable, lost_extras, lost_gaussians, out_of_range
+from ._order import compact_chunks
+from ._packing import (
+    MAX_SH_REST,
+    alpha_bytes,
+    logits_of_alpha_bytes,
+    quats_of_smallest_three,
+    rounded,
+    row_blocks,
+    smallest_three,
+    warn_degree_4,
+)
 from ._records import file_size, read_blocks
-from .base import Format
-from .ply import PlyElement, PlyHeader, comments_metadata, is_compressed, read_header, sh_rest_count, sniff_header
+from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
+from .ply import (
+    PlyElement,
+    PlyHeader,
+    comments_metadata,
+    is_compressed,
+    lost_in_comments,
+    metadata_comments,
+    read_header,
+    sh_rest_count,
+    sniff_header,
+)
 
-__all__ = ["CHUNK_GAUSSIANS", "FORMAT", "read"]
+__all__ = ["CHUNK_GAUSSIANS", "FORMAT", "read", "write"]
 
 CHUNK_GAUSSIANS = 256
 _AXES = "xyz"
@@ -187,11 +208,131 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
     )
 
 
+# --------------------------------------------------------------------------------------------------------- writing
+
+# Steps of x and z are half as long as those of y in a box of equal sides.
+_AXIS_WEIGHTS = (1.0, 2.0, 1.0)
+# SH bytes decode to the centres of 256 buckets.
+_SH_LIMIT = 4.0
+
+
+def _held(gaussians: Gaussians, options: WriteOptions) -> Gaussians:
+    """What is written, in chunks; bands that are zero throughout are left out, as zero itself has no code."""
+    scene = drawable(gaussians, options)
+    degree = scene.sh_degree
+    while len(scene) and degree and not scene.shN[:, num_sh_coefficients(degree - 1) - 1 :].any():
+        degree -= 1
+    scene = scene.with_sh_degree(degree)
+    # An error of a position shows the more the smaller the Gaussian.
+    importance = np.exp(np.clip(scene.scales.mean(axis=1, dtype=np.float64), -_SCALE_CLAMP, _SCALE_CLAMP) * -2)
+    return scene.selected(compact_chunks(scene.means, importance, CHUNK_GAUSSIANS, _AXIS_WEIGHTS))
+
+
+def _pack(
+    values: npt.NDArray[np.float32], fields: tuple[tuple[int, int], ...]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint32]]:
+    """Pack (N, 3) values in the range of their chunk.
+
+    Returns:
+        (ends, words): (C, 2, 3) minimum and maximum of each chunk; (N,) the three fields.
+    """
+    starts = np.arange(0, len(values), CHUNK_GAUSSIANS)
+    ends = np.empty((len(starts), 2, 3), np.float32)
+    words = np.empty(len(values), np.uint32)
+    if len(starts):
+        np.minimum.reduceat(values, starts, axis=0, out=ends[:, 0])
+        np.maximum.reduceat(values, starts, axis=0, out=ends[:, 1])
+    with np.errstate(over="ignore"):
+        if not np.isfinite(ends[:, 1] - ends[:, 0]).all():
+            raise ParameterError("256 Gaussians lie further apart than float32 can say")
+    for rows in row_blocks(len(values)):  # which hold whole chunks
+        of_chunk = np.arange(rows.start, rows.stop) // CHUNK_GAUSSIANS
+        low, high = ends[of_chunk].astype(np.float64).transpose(1, 0, 2)
+        extent = high - low
+        unit = (values[rows] - low) / np.where(extent > 0, extent, 1)
+        word = np.zeros(len(unit), np.uint32)
+        for i, (shift, bits) in enumerate(fields):
+            word |= np.rint(unit[:, i] * ((1 << bits) - 1)).astype(np.uint32) << np.uint32(shift)
+        words[rows] = word
+    return ends, words
+
+
+def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> None:
+    """Write a PlayCanvas compressed PLY.
+
+    Its chunks of 256 Gaussians get boxes as small as can be, which is what positions are rounded in.
+
+    Raises:
+        ParameterError: a chunk is wider than float32 can say.
+    """
+    scene = _held(gaussians, options)
+    ranges, words = zip(
+        _pack(scene.means, _XYZ_FIELDS),
+        _pack(np.clip(scene.scales, -_SCALE_CLAMP, _SCALE_CLAMP), _XYZ_FIELDS),
+        _pack(np.float32(0.5) + np.float32(SH_C0) * scene.sh0[:, 0], _RGB_FIELDS),
+    )
+    chunks = np.concatenate([ends.reshape(-1, 6) for ends in ranges], axis=1)
+    largest, kept = smallest_three(scene.quats)
+    rotation = largest.astype(np.uint32) << np.uint32(30)
+    for i, code in enumerate(rounded(kept, 1023 / np.sqrt(2), 1023 / 2, 0, 1023, np.uint32).T):
+        rotation |= code << np.uint32(20 - 10 * i)
+    colours = words[2] | alpha_bytes(scene.opacities).astype(np.uint32)
+    packed = np.stack([words[0], rotation, words[1], colours], axis=1)
+    # The centre of bucket b is (b + 1/2) / 32 - 4.
+    sh = rounded(scene.shN.transpose(0, 2, 1).reshape(len(scene), 3 * scene.shN.shape[1]), 32, 127.5, 0, 255, np.uint8)
+
+    lines = ["ply", "format binary_little_endian 1.0"]
+    lines += [f"comment {comment}" for comment in metadata_comments(scene)]
+    lines += [f"element chunk {len(chunks)}"]
+    lines += [f"property float {name}" for group in _RANGES for names in group for name in names]
+    lines += [f"element vertex {len(scene)}", *(f"property uint {name}" for name in _PACKED)]
+    if sh.shape[1]:
+        lines += [f"element sh {len(sh)}", *(f"property uchar f_rest_{i}" for i in range(sh.shape[1]))]
+    file.write("\n".join([*lines, "end_header\n"]).encode("utf-8", "replace"))
+    for array in (chunks.astype("<f4"), packed.astype("<u4"), sh):
+        file.write(array.tobytes())
+
+
+def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
+    scene = drawable(gaussians, options)
+    return [
+        *lost_extras(gaussians),
+        *lost_in_comments(gaussians),
+        *lost_gaussians(gaussians, options),
+        *out_of_range("log scales", scene.scales, -_SCALE_CLAMP, _SCALE_CLAMP),
+        *out_of_range("spherical harmonics", scene.shN, -_SH_LIMIT - 1 / 64, _SH_LIMIT + 1 / 64),
+        "values rounded: positions, scales and colours to 8 to 11 bits of their range in a chunk, opacities to 8 bits"
+        + (", harmonics to 1/32" if scene.sh_degree else "")
+        + "; order changed",
+    ]
+
+
+def _error_bounds(gaussians: Gaussians, options: WriteOptions) -> ErrorBounds:
+    scene = _held(gaussians, options)
+
+    def half_step(values: npt.NDArray[np.float32], fields: tuple[tuple[int, int], ...]) -> float:
+        ends, _ = _pack(values, fields)
+        extents = (ends[:, 1] - ends[:, 0]).max(axis=0, initial=0)
+        return max(0.5 * float(extent) / ((1 << bits) - 1) for extent, (_, bits) in zip(extents, fields))
+
+    return ErrorBounds(
+        means=half_step(scene.means, _XYZ_FIELDS),
+        scales=half_step(np.clip(scene.scales, -_SCALE_CLAMP, _SCALE_CLAMP), _XYZ_FIELDS),
+        alphas=0.5 / 255,
+        colours=half_step(SH_C0 * scene.sh0[:, 0], _RGB_FIELDS),
+        quats=3 * np.sqrt(2) / 1023 / 2 + 1e-5,
+        shN=1 / 64,
+    )
+
+
 FORMAT = Format(
     name="compressed-ply",
     title="PlayCanvas compressed PLY",
     suffixes=(".compressed.ply",),
     read=read,
-    write=None,
+    write=write,
     sniff=lambda head, path: sniff_header(head) == "compressed",
+    losses=_losses,
+    error_bounds=_error_bounds,
+    takes_quality=True,
 )

@@ -7,20 +7,26 @@ display colour), quaternion w, x, y, z (bytes, 128 + 128 q). Facts: antimatter15
 from __future__ import annotations
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 
-from ..errors import TruncatedError
+from ..errors import ParameterError, TruncatedError
 from ..files import open_for_reading
 from ..gaussians import SH_C0, Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
-from ._packing import logits_of_alpha_bytes
+from ._losses import drawable, lost_bands, lost_extras, lost_gaussians, lost_metadata, out_of_range
+from ._packing import alpha_bytes, logits_of_alpha_bytes, rounded, row_blocks
 from ._records import file_size, read_blocks
-from .base import Format
+from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
 
-__all__ = ["FORMAT", "read"]
+__all__ = ["FORMAT", "read", "write"]
 
 _RECORD = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("quat", "u1", 4)])
+_HALF_BYTE = 0.5 / 255
+# Linear scales are float32, normal ones.
+_MAX_LOG_SCALE = 87.0
 
 
 def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
@@ -59,12 +65,64 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
     return Gaussians(means=means, quats=quats, scales=scales, opacities=opacities, sh0=sh0)
 
 
+def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> None:
+    """Write a `.splat` file, the Gaussians that show most first, so that a download in progress shows them.
+
+    Raises:
+        ParameterError: the scene is empty.
+    """
+    scene = drawable(gaussians, options)
+    if not len(scene):
+        raise ParameterError(".splat cannot hold an empty scene")
+    scene = scene.selected(_display_order(scene))
+    colours = rounded(scene.sh0[:, 0], 255 * SH_C0, 127.5, 0, 255, np.uint8)
+    alphas = alpha_bytes(scene.opacities)
+    for rows in row_blocks(len(scene)):
+        block = np.empty(rows.stop - rows.start, _RECORD)
+        block["mean"] = scene.means[rows]
+        block["scale"] = np.exp(np.minimum(scene.scales[rows].astype(np.float64), _MAX_LOG_SCALE))
+        block["rgba"][:, :3] = colours[rows]
+        block["rgba"][:, 3] = alphas[rows]
+        quats = scene.selected(rows).normalized_quats()
+        # A byte has no 128, which would be 1: so the largest component is the negative one.
+        top = np.take_along_axis(quats, np.abs(quats).argmax(axis=1)[:, None], axis=1)
+        block["quat"] = np.rint(quats * np.where(top > 0, np.float32(-128), np.float32(128)) + 128)
+        file.write(block.view(np.uint8).data)
+
+
+def _display_order(scene: Gaussians) -> npt.NDArray[np.intp]:
+    """Rows by falling volume times opacity."""
+    volume = scene.scales.sum(axis=1, dtype=np.float64)
+    return np.argsort(-(volume + np.log(np.maximum(scene.alphas(), 1e-30))), kind="stable")
+
+
+def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
+    scene = drawable(gaussians, options)
+    return [
+        *lost_bands(scene, 0),
+        *lost_extras(gaussians),
+        *lost_metadata(gaussians, ()),
+        *lost_gaussians(gaussians, options),
+        *out_of_range("log scales", scene.scales, -_MAX_LOG_SCALE, _MAX_LOG_SCALE),
+        *out_of_range("colours", 0.5 + SH_C0 * scene.sh0, -_HALF_BYTE, 1 + _HALF_BYTE),
+        "values rounded: colours, opacities and quaternions to 8 bits; order changed",
+    ]
+
+
+def _error_bounds(gaussians: Gaussians, options: WriteOptions) -> ErrorBounds:
+    # The four rounding errors of a quaternion also change its length, which is then made one.
+    return ErrorBounds(scales=2e-6, alphas=_HALF_BYTE, colours=_HALF_BYTE, quats=1 / 128, max_sh_degree=0)
+
+
 FORMAT = Format(
     name="splat",
     title=".splat (antimatter15)",
     suffixes=(".splat",),
     read=read,
-    write=None,
+    write=write,
     sniff=lambda head, path: False,
     has_magic=False,
+    losses=_losses,
+    error_bounds=_error_bounds,
+    takes_quality=True,
 )
