@@ -170,3 +170,35 @@ def compressed_ply_bytes(
     content = ranges[:, :ranges_columns].astype("<f4").tobytes() + words.astype("<u4").tobytes()
     content += b"" if sh is None else sh.astype("u1").tobytes()
     return "\n".join([*lines, "end_header", ""]).encode() + content
+
+
+def ksplat_record(level: int, degree: int) -> np.dtype:
+    real = "<f2" if level else "<f4"
+    fields = [("mean", "<u2" if level else "<f4", 3), ("scale", real, 3), ("quat", real, 4), ("rgba", "u1", 4)]
+    sh = 3 * ((degree + 1) ** 2 - 1)
+    return np.dtype(fields + ([("sh", "u1" if level == 2 else real, sh)] if sh else []))
+
+
+def ksplat_section(
+    level: int, degree: int, records: np.ndarray, centers: np.ndarray, full: int, partial: list[int], bucket=256
+) -> tuple[bytes, bytes]:
+    """Header and content of one section, with blocks of 5 units."""
+    header = bytearray(1024)
+    struct.pack_into("<IIIIf", header, 0, len(records), len(records), bucket, len(centers), 5.0)
+    struct.pack_into("<H", header, 20, 12 if level else 0)
+    struct.pack_into("<I", header, 24, 32767 if level else 1)
+    struct.pack_into("<II", header, 32, full, len(partial))
+    struct.pack_into("<H", header, 40, degree)
+    content = struct.pack(f"<{len(partial)}I", *partial) + centers.astype("<f4").tobytes() + records.tobytes()
+    return bytes(header), content
+
+
+def ksplat_bytes(level: int, sections: list[tuple[bytes, bytes]], count: int, sh_range=(0.0, 0.0), spare=0) -> bytes:
+    """A file of `sections`, and room for `spare` more section headers."""
+    header = bytearray(4096)
+    struct.pack_into("<BB", header, 0, 0, 1)
+    struct.pack_into("<IIII", header, 4, len(sections) + spare, len(sections), count, count)
+    struct.pack_into("<H", header, 20, level)
+    struct.pack_into("<2f", header, 36, *sh_range)
+    heads = b"".join(head for head, _ in sections) + bytes(1024 * spare)
+    return bytes(header) + heads + b"".join(content for _, content in sections)
