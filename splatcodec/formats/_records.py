@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -19,8 +20,14 @@ BLOCK_BYTES = 1 << 19
 
 
 def file_size(handle: BinaryIO) -> int:
-    """Size of an open file in bytes."""
-    return os.fstat(handle.fileno()).st_size
+    """Size of an open file in bytes, also of one in memory."""
+    try:
+        return os.fstat(handle.fileno()).st_size
+    except io.UnsupportedOperation:
+        at = handle.tell()
+        size_bytes = handle.seek(0, io.SEEK_END)
+        handle.seek(at)
+        return size_bytes
 
 
 def block_rows(row_bytes: int) -> int:

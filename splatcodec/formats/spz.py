@@ -12,7 +12,9 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,7 +35,7 @@ from ..errors import (
 from ..files import open_for_reading
 from ..gaussians import SH_C0, Gaussians, num_sh_coefficients, unit_quats
 from ..limits import DEFAULT_LIMITS, Limits
-from ._deflate import quick_size, write_gzip, zstd_frames
+from ._deflate import num_threads, quick_size, write_gzip, zstd_frames
 from ._losses import drawable, lost_extras, lost_gaussians, lost_metadata, out_of_range
 from ._order import packing_order
 from ._packing import (
@@ -50,7 +52,7 @@ from ._packing import (
 from ._records import BLOCK_BYTES, file_size
 from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
 
-__all__ = ["FORMAT", "read", "write"]
+__all__ = ["FORMAT", "read", "read_stream", "write"]
 
 _MAGIC = b"NGSP"
 _MAGIC_4 = b"NGSP\x04\0\0\0"
@@ -69,6 +71,9 @@ _MAX_DEFLATE_RATIO = 1032
 _MAX_ZSTD_RATIO = 1024
 # Extension records known today are 28 bytes or less.
 _MAX_EXTENSION_BYTES = 1 << 20
+# Threads that unpack, and blocks that may wait for them.
+_MAX_THREADS = 4
+_MAX_WAITING = 16
 _EXTENSION_SH_BITS = 0xADBE0001
 _EXTENSION_SAFE_ORBIT = 0xADBE0002
 _EXTENSION_FRAME = 0xADBE0003
@@ -170,8 +175,8 @@ class _Gunzip:
         return b""
 
 
-def _read_arrays(handle: BinaryIO, limits: Limits) -> tuple[_Header, dict[str, npt.NDArray[np.uint8]], bytes]:
-    """Header, arrays by name, and extension records of a version 1 to 3 file, gzipped or plain."""
+def _read_arrays(handle: BinaryIO, limits: Limits, pool: ThreadPoolExecutor) -> tuple[_Header, _Arrays, bytes]:
+    """Header, values, and extension records of a version 1 to 3 file, gzipped or plain."""
     packed = handle.read(2) == _GZIP_MAGIC
     handle.seek(0)
     size_bytes = file_size(handle)
@@ -190,15 +195,29 @@ def _read_arrays(handle: BinaryIO, limits: Limits) -> tuple[_Header, dict[str, n
             chunk="header",
             offset=8,
         )
-    raw = np.empty(total, np.uint8)
-    filled = 0
-    while filled < total:
-        more = source.read(min(total - filled, BLOCK_BYTES))
-        if not more:
-            name = next(n for n, end in zip(sizes, np.cumsum(list(sizes.values()))) if filled < end)
-            raise TruncatedError(f"{filled} bytes of arrays, expected {total}", chunk=name, offset=size_bytes)
-        raw[filled : filled + len(more)] = np.frombuffer(more, np.uint8)
-        filled += len(more)
+    arrays = _Arrays(header)
+    # Rows are unpacked by other threads while the next ones are inflated; a few blocks of them wait at most.
+    waiting: deque[Future[None]] = deque()
+    done = 0
+    for name, stream_bytes in sizes.items():
+        row_bytes = stream_bytes // header.count
+        for rows in row_blocks(header.count):
+            block = np.empty((rows.stop - rows.start) * row_bytes, np.uint8)
+            filled = 0
+            while filled < len(block):
+                more = source.read(min(len(block) - filled, BLOCK_BYTES))
+                if not more:
+                    raise TruncatedError(
+                        f"{done + filled} bytes of arrays, expected {total}", chunk=name, offset=size_bytes
+                    )
+                block[filled : filled + len(more)] = np.frombuffer(more, np.uint8)
+                filled += len(more)
+            done += filled
+            waiting.append(pool.submit(arrays.put, name, rows, block))
+            if len(waiting) > _MAX_WAITING:
+                waiting.popleft().result()
+    for future in waiting:
+        future.result()
     extensions = b""
     while more := source.read(_MAX_EXTENSION_BYTES + 1 - len(extensions)):
         if not header.flags & _FLAG_EXTENSIONS:
@@ -206,14 +225,11 @@ def _read_arrays(handle: BinaryIO, limits: Limits) -> tuple[_Header, dict[str, n
         extensions += more
         if len(extensions) > _MAX_EXTENSION_BYTES:
             raise LimitExceededError(f"more than {_MAX_EXTENSION_BYTES} bytes of extensions", chunk="extensions")
-    arrays = {}
-    for name in _STREAM_NAMES:
-        arrays[name], raw = np.split(raw, [sizes.get(name, 0)])
     return header, arrays, extensions
 
 
-def _read_streams(handle: BinaryIO, limits: Limits) -> tuple[_Header, Callable[[str], npt.NDArray[np.uint8]], bytes]:
-    """Header, a function that unpacks a stream by name, and extension records of a version 4 file."""
+def _read_streams(handle: BinaryIO, limits: Limits, pool: ThreadPoolExecutor) -> tuple[_Header, _Arrays, bytes]:
+    """Header, values, and extension records of a version 4 file."""
     size_bytes = file_size(handle)
     header = _parse_header(handle.read(_HEADER_4.size), limits)
     sizes = header.stream_bytes()
@@ -246,18 +262,27 @@ def _read_streams(handle: BinaryIO, limits: Limits) -> tuple[_Header, Callable[[
     if start < size_bytes:
         raise FormatError("there are bytes after the last stream", offset=start)
 
-    def unpack(name: str) -> npt.NDArray[np.uint8]:
-        if name not in places:
-            return np.empty(0, np.uint8)
-        start, compressed, raw = places[name]
-        handle.seek(start)
+    arrays = _Arrays(header)
+
+    def unpack(name: str, frame: bytes) -> None:
+        start, _, raw = places[name]
         try:
-            return _unzstd(handle.read(compressed), raw)
+            content = _unzstd(frame, raw)
         except SplatCodecError as error:
             error.locate(chunk=name, offset=start)
             raise
+        row_bytes = raw // header.count
+        for rows in row_blocks(header.count):
+            arrays.put(name, rows, content[rows.start * row_bytes : rows.stop * row_bytes])
 
-    return header, unpack, extensions
+    # The largest first, so that no thread begins it when the others are done.
+    tasks = {}
+    for name in sorted(places, key=lambda name: -places[name][2]):
+        handle.seek(places[name][0])
+        tasks[name] = pool.submit(unpack, name, handle.read(places[name][1]))
+    for name in places:
+        tasks[name].result()
+    return header, arrays, extensions
 
 
 def _unzstd(frame: bytes, raw_bytes: int) -> npt.NDArray[np.uint8]:
@@ -320,53 +345,74 @@ def _parse_extensions(records: bytes) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------- values
 
 
-def _positions(packed: npt.NDArray[np.uint8], header: _Header) -> npt.NDArray[np.float32]:
-    """(N, 3) positions: 24-bit little-endian fixed point, or float16 in version 1."""
-    if header.version == 1:
-        return packed.view("<f2").reshape(-1, 3).astype(np.float32)
-    means = np.empty(3 * header.count, np.float32)
-    triples = packed.reshape(-1, 3)
-    step_size = np.float32(2.0**-header.fractional_bits)
-    step = BLOCK_BYTES // 4
-    words = np.zeros((min(step, len(triples)), 4), np.uint8)
-    for start in range(0, len(triples), step):
-        block = triples[start : start + step]
-        # The three bytes become the upper ones of a word, so that shifting it back extends the sign.
-        words[: len(block), 1:] = block
-        fixed = words[: len(block)].view("<i4")[:, 0] >> 8
-        means[start : start + step] = fixed.astype(np.float32) * step_size
-    return means.reshape(-1, 3)
+class _Arrays:
+    """The values of a scene, filled in by rows, from any thread."""
+
+    def __init__(self, header: _Header) -> None:
+        count = header.count
+        self._header = header
+        self.means = np.empty((count, 3), np.float32)
+        self.opacities = np.empty(count, np.float32)
+        self.sh0 = np.empty((count, 1, 3), np.float32)
+        self.scales = np.empty((count, 3), np.float32)
+        self.quats = np.empty((count, 4), np.float32)
+        self._per_channel = num_sh_coefficients(header.sh_degree) - 1
+        self.shN = np.empty((count, min(self._per_channel, MAX_SH_REST), 3), np.float32)
+        codes = np.arange(256)
+        self._colours = ((codes / 255 - 0.5) / 0.15).astype(np.float32)
+        if header.version < 3:
+            self._quat_codes = (codes / 127.5 - 1).astype(np.float32)
+        else:
+            magnitudes = np.arange(512) * (np.sqrt(0.5) / 511)
+            self._quat_codes = np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
+
+    def put(self, name: str, rows: slice, packed: npt.NDArray[np.uint8]) -> None:
+        """Unpack what the file has of stream `name` for these rows."""
+        count = rows.stop - rows.start
+        if name == "positions":
+            self._put_positions(self.means[rows], packed)
+        elif name == "alphas":
+            self.opacities[rows] = logits_of_alpha_bytes(packed)
+        elif name == "colors":
+            self.sh0[rows, 0] = lookup(packed.reshape(count, 3), self._colours)
+        elif name == "scales":
+            _scaled(packed.reshape(count, 3), 1 / 16, 10, self.scales[rows])
+        elif name == "rotations":
+            self._put_quats(self.quats[rows], packed)
+        else:
+            # The file has coefficients in the order of `Gaussians` already.
+            packed = packed.reshape(count, self._per_channel, 3)[:, : self.shN.shape[1]]
+            _scaled(packed, 1 / 128, 1, self.shN[rows])
+
+    def _put_positions(self, out: npt.NDArray[np.float32], packed: npt.NDArray[np.uint8]) -> None:
+        """24-bit little-endian fixed point, or float16 in version 1."""
+        if self._header.version == 1:
+            out[...] = packed.view("<f2").reshape(-1, 3)
+            return
+        # The three bytes become the upper ones of a word, so that its sign is theirs and the value is 256 times theirs.
+        words = np.zeros((3 * len(out), 4), np.uint8)
+        words[:, 1:] = packed.reshape(-1, 3)
+        scale = np.float32(2.0 ** -(self._header.fractional_bits + 8))
+        np.multiply(words.view("<i4").reshape(-1, 3), scale, out=out, dtype=np.float32, casting="unsafe")
+
+    def _put_quats(self, out: npt.NDArray[np.float32], packed: npt.NDArray[np.uint8]) -> None:
+        if self._header.version < 3:
+            # x, y, z as bytes, w what is left of the unit length.
+            xyz = lookup(packed.reshape(-1, 3), self._quat_codes)
+            out[:, 1:] = xyz
+            np.sqrt(np.maximum(1 - (xyz * xyz).sum(axis=1), 0), out=out[:, 0])
+            return
+        # Bits 31..30 are the index of the largest of x, y, z, w; the others follow, 10 bits each: sign, magnitude.
+        words = packed.view("<u4")
+        fields = np.stack([(words >> np.uint32(shift)) & np.uint32(1023) for shift in (20, 10, 0)], axis=1)
+        kept = lookup(fields, self._quat_codes)
+        quats_of_smallest_three(words >> np.uint32(30), kept, out, (1, 2, 3, 0))
 
 
-def _quats(packed: npt.NDArray[np.uint8], header: _Header) -> npt.NDArray[np.float32]:
-    """(N, 4) unit quaternions w, x, y, z."""
-    quats = np.empty((header.count, 4), np.float32)
-    step = BLOCK_BYTES // 16
-    if header.version < 3:
-        # x, y, z as bytes, w what is left of the unit length.
-        table = (np.arange(256) / 127.5 - 1).astype(np.float32)
-        for start in range(0, header.count, step):
-            xyz = table[packed.reshape(-1, 3)[start : start + step]]
-            quats[start : start + step, 1:] = xyz
-            np.sqrt(np.maximum(1 - (xyz * xyz).sum(axis=1), 0), out=quats[start : start + step, 0])
-        return quats
-    # Bits 31..30 are the index of the largest of x, y, z, w; the others follow, 10 bits each: sign, magnitude.
-    magnitudes = np.arange(512) * (np.sqrt(0.5) / 511)
-    table = np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
-    words = packed.view("<u4")
-    for start in range(0, header.count, step):
-        block = words[start : start + step]
-        fields = np.stack([(block >> np.uint32(shift)) & np.uint32(1023) for shift in (20, 10, 0)], axis=1)
-        quats_of_smallest_three(block >> np.uint32(30), table[fields], quats[start : start + step], (1, 2, 3, 0))
-    return quats
-
-
-def _sh_rest(packed: npt.NDArray[np.uint8], header: _Header) -> npt.NDArray[np.float32]:
-    """(N, K - 1, 3) coefficients; the file has them in this order already."""
-    per_channel = num_sh_coefficients(header.sh_degree) - 1
-    num_rest = min(per_channel, MAX_SH_REST)
-    coefficients = packed.reshape(header.count, per_channel, 3)[:, :num_rest]
-    return lookup(coefficients, (np.arange(256) - 128) / 128)
+def _scaled(codes: npt.NDArray[np.uint8], scale: float, offset: float, out: npt.NDArray[np.float32]) -> None:
+    """`codes * scale - offset`; exact where the scale is a power of two."""
+    np.multiply(codes, np.float32(scale), out=out, dtype=np.float32, casting="unsafe")
+    np.subtract(out, np.float32(offset), out=out)
 
 
 def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
@@ -383,22 +429,16 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         LimitExceededError: more than `limits` allows.
     """
     with open_for_reading(path) as handle:
-        head = handle.read(8)
-        handle.seek(0)
-        unpack: Callable[[str], npt.NDArray[np.uint8]]
-        if head == _MAGIC_4:
-            header, unpack, extensions = _read_streams(handle, limits)
-        else:
-            header, arrays, extensions = _read_arrays(handle, limits)
-            unpack = arrays.__getitem__
-        stated = _parse_extensions(extensions)
-        codes = np.arange(256)
-        means = _positions(unpack("positions"), header)
-        opacities = logits_of_alpha_bytes(unpack("alphas"))
-        sh0 = lookup(unpack("colors").reshape(-1, 1, 3), (codes / 255 - 0.5) / 0.15)
-        scales = lookup(unpack("scales").reshape(-1, 3), codes / 16 - 10)
-        quats = _quats(unpack("rotations"), header)
-        shN = _sh_rest(unpack("sh"), header)
+        return read_stream(handle, limits)
+
+
+def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
+    """`read` for an open file, also one in memory."""
+    head = handle.read(8)
+    handle.seek(0)
+    with ThreadPoolExecutor(min(_MAX_THREADS, num_threads(None))) as pool:
+        header, arrays, extensions = (_read_streams if head == _MAGIC_4 else _read_arrays)(handle, limits, pool)
+    stated = _parse_extensions(extensions)
     if header.sh_degree == 4:
         warn_degree_4(header.count)
     unknown_flags = header.flags & ~(_FLAG_ANTIALIASED | _FLAG_EXTENSIONS)
@@ -418,7 +458,15 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         },
         **stated,
     }
-    return Gaussians(means=means, quats=quats, scales=scales, opacities=opacities, sh0=sh0, shN=shN, metadata=metadata)
+    return Gaussians(
+        means=arrays.means,
+        quats=arrays.quats,
+        scales=arrays.scales,
+        opacities=arrays.opacities,
+        sh0=arrays.sh0,
+        shN=arrays.shN,
+        metadata=metadata,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- writing
