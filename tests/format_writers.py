@@ -202,3 +202,49 @@ def ksplat_bytes(level: int, sections: list[tuple[bytes, bytes]], count: int, sh
     struct.pack_into("<2f", header, 36, *sh_range)
     heads = b"".join(head for head, _ in sections) + bytes(1024 * spare)
     return bytes(header) + heads + b"".join(content for _, content in sections)
+
+
+def glb_bytes(root: dict, content: bytes = b"") -> bytes:
+    """A GLB file of this JSON and binary chunk."""
+    text = json.dumps(root).encode()
+    text += b" " * (-len(text) % 4)
+    content += bytes(-len(content) % 4)
+    chunks = struct.pack("<I4s", len(text), b"JSON") + text
+    if content:
+        chunks += struct.pack("<I4s", len(content), b"BIN\0") + content
+    return struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks
+
+
+def glb_scene(primitives: list[dict[str, np.ndarray]], nodes: list[dict] | None = None) -> tuple[dict, bytes]:
+    """JSON and binary chunk of a scene: a mesh for each of `primitives`, attributes by name; ints are normalized."""
+    prefix = "KHR_gaussian_splatting:"
+    codes = {"f4": 5126, "i1": 5120, "u1": 5121, "i2": 5122, "u2": 5123}
+    kinds = {1: "SCALAR", 3: "VEC3", 4: "VEC4"}
+    content, views, accessors, meshes = b"", [], [], []
+    for attributes in primitives:
+        named = {}
+        for name, values in attributes.items():
+            raw = values.tobytes()
+            code = values.dtype.str[1:]
+            views.append({"buffer": 0, "byteOffset": len(content), "byteLength": len(raw)})
+            accessor = {"bufferView": len(views) - 1, "componentType": codes[code], "count": len(values)}
+            accessor |= {"type": kinds[1 if values.ndim == 1 else values.shape[1]], "normalized": code != "f4"}
+            accessors.append(accessor)
+            named[name if name in ("POSITION", "COLOR_0") else prefix + name] = len(accessors) - 1
+            content += raw + bytes(-len(raw) % 4)
+        extension = {"kernel": "ellipse", "colorSpace": "srgb_rec709_display"}
+        meshes.append(
+            {"primitives": [{"attributes": named, "mode": 0, "extensions": {"KHR_gaussian_splatting": extension}}]}
+        )
+    root = {
+        "asset": {"version": "2.0"},
+        "extensionsUsed": ["KHR_gaussian_splatting"],
+        "scene": 0,
+        "scenes": [{"nodes": [0] if nodes else list(range(len(meshes)))}],
+        "nodes": nodes or [{"mesh": i} for i in range(len(meshes))],
+        "meshes": meshes,
+        "buffers": [{"byteLength": len(content)}],
+        "bufferViews": views,
+        "accessors": accessors,
+    }
+    return root, content
