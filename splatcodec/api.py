@@ -10,7 +10,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -352,28 +352,86 @@ class Scene:
         """Close the file."""
         self.container.close()
 
-    def read(self, *, threads: int | None = None, progress: Progress | None = None) -> Gaussians:
-        """Decode all Gaussians, with side arrays and metadata.
+    def levels(self) -> list[dict[str, int]]:
+        """What the levels of a lossy scene hold, level 0 (the thumbnail, where there is one) first.
+
+        Each is a dict of `level`, `num_gaussians` (its own), `tiles`, `size_bytes`, and `end` (the file position at
+        which a sequential reader has it).
+        """
+        found: dict[int, dict[str, int]] = {}
+        for entry in self.container.chunks:
+            if entry.type == "TILE" or entry.type.startswith("SHC"):
+                facts = found.setdefault(
+                    entry.level, {"level": entry.level, "num_gaussians": 0, "tiles": 0, "size_bytes": 0, "end": 0}
+                )
+                if entry.type == "TILE":
+                    facts["num_gaussians"] += entry.count
+                    facts["tiles"] += 1
+                facts["size_bytes"] += entry.length
+                facts["end"] = max(facts["end"], entry.offset + entry.length)
+        return [found[level] for level in sorted(found)]
+
+    def read(
+        self,
+        *,
+        level: int | None = None,
+        tile: int | Sequence[int] | None = None,
+        region: tuple[Sequence[float], Sequence[float]] | None = None,
+        max_gaussians: int | None = None,
+        sh_degree: int | None = None,
+        sh_layers: int | None = None,
+        keep_going: bool = False,
+        damage: list[str] | None = None,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> Gaussians:
+        """Decode the scene, or a part of it, with side arrays and metadata.
+
+        What is given in several ways must hold in all of them. A lossless file is read whole or not at all.
+
+        Args:
+            level: levels 1 to this one, scaled so that there are no holes; 0 = the merged thumbnail; None = all.
+            tile: number of a tile, or several.
+            region: lowest and highest corner of a box, world units: the Gaussians whose means are in it.
+            max_gaussians: as much of the beginning of the file as has no more Gaussians than this.
+            sh_degree: bands above it are left out.
+            sh_layers: how many layers of SH components to read, 0..3; each is a part of all bands.
+            keep_going: leave out damaged chunks instead of failing; `damage` gets a line for each.
+            threads: chunks decoded at once; the result does not depend on it.
+            progress: called with (stage, share done).
 
         Raises:
             SplatCodecError: the file is damaged; names file, chunk and byte.
+            ParameterError: what is asked for is not in the file.
         """
-        from .static.decoder import decode_lossy
+        from .static.decoder import Selection, decode_lossy
 
-        if self.lossless:
-            from .static import lossless
-
-            return lossless.decode_gaussians(self.container, self.metadata, self.limits, threads, progress)
-        if not self.container.has_feature("lossy-1"):
-            raise FormatError("the file holds no scene", file=self.container.name)
-        gaussians = decode_lossy(self.container, limits=self.limits, threads=threads, progress=progress)
+        if sh_degree is not None and sh_degree < 0:
+            raise ParameterError(f"SH degree {sh_degree}, expected 0 or more", field="sh_degree")
+        tiles = None if tile is None else (tile,) if isinstance(tile, int) else tuple(tile)
+        selection = Selection(level, tiles, region, max_gaussians, 0 if sh_degree == 0 else sh_layers, keep_going)
         extras = {}
-        if self.container.has_feature("extras-1"):
+        if self.lossless:
+            if not selection.everything or keep_going or sh_layers is not None:
+                raise ParameterError("a lossless file has no levels or tiles to choose from", file=self.container.name)
             from .static import lossless
 
-            extras = lossless.decode_extras(self.container, self.metadata, self.limits, threads)
-        facts = {name: value for name, value in self.metadata.items() if name != "extras"}
-        return gaussians.replaced(extras=extras, metadata=facts)
+            gaussians = lossless.decode_gaussians(self.container, self.metadata, self.limits, threads, progress)
+        else:
+            if not self.container.has_feature("lossy-1"):
+                raise FormatError("the file holds no scene", file=self.container.name)
+            gaussians, rows = decode_lossy(
+                self.container, selection, limits=self.limits, threads=threads, progress=progress, damage=damage
+            )
+            if self.container.has_feature("extras-1") and (rows >= 0).all():  # merged Gaussians have none
+                from .static import lossless
+
+                extras = lossless.decode_extras(self.container, self.metadata, self.limits, threads)
+                if len(rows) < self.num_gaussians:
+                    extras = {name: values[rows] for name, values in extras.items()}
+            facts = {name: value for name, value in self.metadata.items() if name != "extras"}
+            gaussians = gaussians.replaced(extras=extras, metadata=facts)
+        return gaussians if sh_degree is None else gaussians.with_sh_degree(min(sh_degree, gaussians.sh_degree))
 
 
 def open(source: PathLike | bytes, *, limits: Limits = DEFAULT_LIMITS) -> Scene:
@@ -396,14 +454,18 @@ def decompress(
     limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
     progress: Progress | None = None,
+    **part: Any,
 ) -> Gaussians:
     """Decode a `.splc` file, or its bytes, to Gaussians.
+
+    Args:
+        part: what of it, as for `Scene.read`: level, tile, region, max_gaussians, sh_degree, sh_layers ...
 
     Raises:
         SplatCodecError: damaged, too new or too large; names file, chunk and byte.
     """
     with open(source, limits=limits) as scene:
-        return scene.read(threads=threads, progress=progress)
+        return scene.read(threads=threads, progress=progress, **part)
 
 
 def decompress_file(
@@ -415,15 +477,19 @@ def decompress_file(
     limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
     progress: Progress | None = None,
+    **part: Any,
 ) -> dict[str, Any]:
     """Decode a `.splc` file into a file of another format, usually PLY.
 
     A lossless file made from a PLY gives that PLY back, header and column order included.
 
+    Args:
+        part: what of it, as for `Scene.read`.
+
     Returns:
-        Facts: num_gaussians, size_bytes, lossless; for a lossless PLY `identical` (the same sha256 as the source, or
-        None where the source's is not known) and `differs`, a list of what does; for other formats `losses` (see
-        `write`).
+        Facts: num_gaussians (written), size_bytes, lossless; for a lossless PLY `identical` (the same sha256 as the
+        source, or None where the source's is not known) and `differs`, a list of what does; for other formats `losses`
+        (see `write`).
     """
     if not overwrite and os.path.lexists(path):
         raise ParameterError("the file exists", file=os.fspath(path), hint="--overwrite replaces it")
@@ -432,14 +498,15 @@ def decompress_file(
         facts["num_gaussians"] = scene.num_gaussians
         facts["lossless"] = scene.lossless
         to_ply = format == "ply" or (format is None and os.fspath(path).lower().endswith(".ply"))
-        if scene.lossless and to_ply:
+        if scene.lossless and to_ply and not any(part.values()):
             from .static import lossless
 
             facts.update(
                 lossless.write_ply(scene.container, scene.metadata, path, overwrite, limits, threads, progress)
             )
         else:
-            gaussians = scene.read(threads=threads, progress=progress)
+            gaussians = scene.read(threads=threads, progress=progress, **part)
+            facts["num_gaussians"] = gaussians.num_gaussians
             facts["losses"] = write(gaussians, path, format=format, overwrite=overwrite)
     facts["size_bytes"] = os.path.getsize(path) if os.path.isfile(path) else 0
     return facts
@@ -459,7 +526,7 @@ def verify(
     Raises:
         SplatCodecError: the first thing that is wrong.
     """
-    from .static.decoder import check_counts, read_parameters
+    from .static.decoder import check_counts, read_parameters, read_units, tile_boxes
 
     with open(source, limits=limits) as scene:
         container = scene.container
@@ -471,7 +538,8 @@ def verify(
             check_counts(container, container.of_type("COLS"), limits)
         elif container.has_feature("lossy-1"):
             read_parameters(container)
-            check_counts(container, container.of_type("TILE"), limits)
+            read_units(container, limits)
+            tile_boxes(container)
         else:
             raise SplatCodecError("the file holds no scene", file=container.name)
         if full:

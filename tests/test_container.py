@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splatcodec.bitstream.container import (
+    MINOR,
     Chunk,
     Container,
     Feature,
@@ -113,7 +114,7 @@ def test_bytes_after_the_end_are_an_error() -> None:
 @settings(max_examples=300)
 @given(st.binary(max_size=120))
 def test_any_table_is_read_or_refused(toc: bytes) -> None:
-    head = b"SPLC" + struct.pack("<BBHQQQI", 0, 1, 0, 40 + len(toc), len(toc), 0, zlib.crc32(toc))
+    head = b"SPLC" + struct.pack("<BBHQQQI", 0, MINOR, 0, 40 + len(toc), len(toc), 0, zlib.crc32(toc))
     data = head + struct.pack("<I", zlib.crc32(head)) + toc
     with contextlib.suppress(SplatCodecError):
         Container(io.BytesIO(data))
@@ -131,10 +132,11 @@ def test_unknown_chunks() -> None:
         read_all(make([Chunk("XTRA", b"1", critical=True)]))
 
 
-def test_future_major_version_is_refused_and_minor_is_read() -> None:
+def test_other_versions_are_refused() -> None:
     minor = bytearray(SAMPLE)
     minor[5] = 77
-    read_all(reseal(bytes(minor)))
+    with pytest.raises(UnsupportedError, match=r"version 0\.77"):
+        read_all(reseal(bytes(minor)))
     major = bytearray(SAMPLE)
     major[4] = 9
     with pytest.raises(UnsupportedError, match="version 9"):
@@ -152,10 +154,10 @@ def test_damaged_chunk_is_named() -> None:
 
 def test_lengths_that_lie() -> None:
     toc = write_varint(0) + write_varint(1) + b"TILE\x01" + b"\0\0\x05" + write_varint(1 << 60) + bytes(4)
-    head = b"SPLC" + struct.pack("<BBHQQQI", 0, 1, 0, 40 + len(toc), len(toc), 10**12, zlib.crc32(toc))
+    head = b"SPLC" + struct.pack("<BBHQQQI", 0, MINOR, 0, 40 + len(toc), len(toc), 10**12, zlib.crc32(toc))
     with pytest.raises(FormatError):
         Container(io.BytesIO(head + struct.pack("<I", zlib.crc32(head)) + toc))
     toc = write_varint(0) + write_varint(1 << 50)
-    head = b"SPLC" + struct.pack("<BBHQQQI", 0, 1, 0, 40 + len(toc), len(toc), 0, zlib.crc32(toc))
+    head = b"SPLC" + struct.pack("<BBHQQQI", 0, MINOR, 0, 40 + len(toc), len(toc), 0, zlib.crc32(toc))
     with pytest.raises(FormatError, match="chunks in"):
         Container(io.BytesIO(head + struct.pack("<I", zlib.crc32(head)) + toc))

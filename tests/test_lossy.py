@@ -32,7 +32,7 @@ from splatcodec.stages.octree import MAX_DEPTH, OCTREE_MODELS, decode_octree, en
 from splatcodec.stages.parameters import SIZE_FIRST, SceneParameters
 from splatcodec.stages.tile import TileGrid, decode_tile, morton_codes
 from splatcodec.stages.transform import covariance_factors, decompose_covariance, exp2_fixed
-from splatcodec.static.encoder import decode_encoded, encode_lossy, encode_tiles
+from splatcodec.static.encoder import LevelPlan, decode_encoded, encode_lossy, encode_tiles
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "static"
 
@@ -45,6 +45,10 @@ def scene() -> Gaussians:
 def fixed_plan(gaussians: Gaussians, steps: Steps, cls: int = 0) -> Plan:
     n = gaussians.num_gaussians
     return Plan(np.arange(n), np.full((n, 2), cls, np.int32), steps, np.ones(n))
+
+
+def one_level(gaussians: Gaussians) -> LevelPlan:
+    return LevelPlan(np.arange(gaussians.num_gaussians), levels=False)
 
 
 # ------------------------------------------------------------------------------------------------------------ octree
@@ -142,7 +146,7 @@ def test_attributes_are_within_their_steps(scene: Gaussians) -> None:
     """With one class for all, every attribute is within half a step of the original."""
     steps = Steps(size=32, shape=0.03, opacity=32, precision=-4096, color=0.02, sh=0.03, blur=1e-4)
     with ThreadPoolExecutor(2) as pool:
-        encoded = encode_tiles(scene, fixed_plan(scene, steps), pool)
+        encoded = encode_tiles(scene, fixed_plan(scene, steps), one_level(scene), pool)
         decoded = decode_encoded(encoded, pool)
     assert sorted(encoded.order) == list(range(len(scene)))
     original = scene.selected(encoded.order)
@@ -195,7 +199,7 @@ def test_several_tiles(monkeypatch: pytest.MonkeyPatch, scene: Gaussians) -> Non
 
     whole = encoder.cut_tiles
     monkeypatch.setattr(encoder, "cut_tiles", lambda means, rows: whole(means, rows, 600))
-    payload = splatcodec.compress(scene, effort=1, prune=False)
+    payload = splatcodec.compress(scene, effort=1, prune=False, levels=False)
     with splatcodec.open(payload) as file:
         tiles = file.container.of_type("TILE")
         assert [tile.count for tile in tiles] == [500] * 5
@@ -270,7 +274,7 @@ def test_world_scale_and_origin_do_not_matter(scene: Gaussians, factor: float, o
         for one in (scene, moved):
             measured = contributions(one, encoder_cameras(one, num_views=24, size_px=128))
             plan = make_plan(one, measured, 0.7, LossyOptions(), Tuning())
-            encoded = encode_tiles(one, plan, pool)
+            encoded = encode_tiles(one, plan, one_level(one), pool)
             sizes.append(encoded.size_bytes)
             psnrs.append(compare(one, decode_encoded(encoded, pool), num_views=6, size_px=128).psnr_db)
     assert sizes[1] < 1.03 * sizes[0]
@@ -343,11 +347,13 @@ def test_direction_factors_predict_the_error_seen(scene: Gaussians) -> None:
 
 def test_parameters_refuse_damage(scene: Gaussians) -> None:
     with ThreadPoolExecutor(1) as pool:
-        encoded = encode_tiles(scene.selected(slice(0, 300)), fixed_plan(scene.selected(slice(0, 300)), Steps()), pool)
-    parm, tile = encoded.chunks[0].payload, encoded.chunks[1]
+        part = scene.selected(slice(0, 300))
+        encoded = encode_tiles(part, fixed_plan(part, Steps()), one_level(part), pool)
+    parm = encoded.chunks[0].payload
+    tile = next(chunk for chunk in encoded.chunks if chunk.type == "TILE")
     parameters = SceneParameters.from_bytes(parm)
     whole = decode_tile(parameters, tile.payload, tile.count)
-    assert whole.values.shape[0] == 57
+    assert whole.values.shape == (300, 12)
     rng = np.random.default_rng(0)
     for _ in range(150):
         damaged = bytearray(parm)

@@ -54,12 +54,15 @@ class Case:
         source: makes the scene, or the bytes of a PLY file.
         options: arguments of `api.compress`.
         max_tile: Gaussians a tile, where smaller than the encoder's own choice, so that a small file has several.
+        shares: of the levels, and thumbnail: number of merged Gaussians, where not the encoder's own choice.
     """
 
     exercises: str
     source: Callable[[], Gaussians | bytes]
     options: dict[str, Any] = field(default_factory=dict)
     max_tile: int | None = None
+    shares: tuple[float, ...] | None = None
+    thumbnail: int = 0
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------
@@ -164,6 +167,24 @@ CASES: dict[str, Case] = {
     "lossy-coarse": Case("large steps, most Gaussians pruned", lambda: _scene(200), {"quality": 5}),
     "lossy-fine": Case("small steps, nothing pruned", lambda: _scene(80), {"quality": 100, "prune": False}),
     "lossy-tiles": Case("several tiles that share parameters", lambda: _scene(150, 1), {"prune": False}, max_tile=40),
+    "lossy-levels-sh0": Case(
+        "levels and a thumbnail, one tile",
+        lambda: _scene(150, 0),
+        {"prune": False},
+        shares=(0.2, 0.5, 1.0),
+        thumbnail=12,
+    ),
+    "lossy-levels-sh3": Case(
+        "levels, thumbnails and layers of SH components in several tiles",
+        lambda: _scene(200),
+        {"prune": False},
+        max_tile=70,
+        shares=(0.15, 1.0),
+        thumbnail=16,
+    ),
+    "lossy-levels-mixing": Case(
+        "levels coded by context mixing", lambda: _scene(120, 2), {"effort": 9}, shares=(0.3, 1.0), thumbnail=8
+    ),
     "lossy-far": Case("large coordinates, small scene, duplicate positions", _far_and_tiny, {"prune": False}),
     "lossy-same-place": Case("many Gaussians in one place", _same_place, {"prune": False}),
     "lossy-shapes": Case("flat, thin, huge and vanishing Gaussians", _extreme_shapes, {"prune": False}),
@@ -191,11 +212,14 @@ CASES: dict[str, Case] = {
 
 
 @contextlib.contextmanager
-def _tiles_of(max_tile: int | None) -> Iterator[None]:
-    if max_tile is None:
-        yield
-        return
-    with mock.patch.object(encoder, "cut_tiles", functools.partial(encoder.cut_tiles, max_tile=max_tile)):
+def _layout_of(case: Case) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        if case.max_tile is not None:
+            cut = functools.partial(encoder.cut_tiles, max_tile=case.max_tile)
+            stack.enter_context(mock.patch.object(encoder, "cut_tiles", cut))
+        if case.shares is not None:
+            stack.enter_context(mock.patch.object(encoder, "level_shares", return_value=case.shares))
+            stack.enter_context(mock.patch.object(encoder, "thumbnail_count", return_value=case.thumbnail))
         yield
 
 
@@ -213,7 +237,7 @@ def _as_source(source: Gaussians | bytes) -> Iterator[Gaussians | Path]:
 
 def encode(case: Case, threads: int | None = None) -> bytes:
     """The file that today's encoder makes of a case."""
-    with _tiles_of(case.max_tile), _as_source(case.source()) as source:
+    with _layout_of(case), _as_source(case.source()) as source:
         return api.compress(source, threads=threads, **case.options)
 
 
@@ -246,7 +270,7 @@ def max_error(case: Case, decoded: Gaussians) -> dict[str, float] | None:
         assert same, "lossless is not"
         return dict.fromkeys(ARRAYS, 0.0)
     cleaned, _ = source.cleaned()
-    with _tiles_of(case.max_tile):
+    with _layout_of(case):
         order = encoder.encode_lossy(cleaned, LossyOptions(**case.options)).order
     paired = cleaned.selected(order)
     if not len(paired):
@@ -269,7 +293,7 @@ def describe(case: Case, stream: bytes, decoded: Gaussians) -> dict[str, Any]:
         "num_gaussians": source.num_gaussians if isinstance(source, Gaussians) else decoded.num_gaussians,
         "num_decoded": decoded.num_gaussians,
         "options": case.options,
-        "producible": case.max_tile is None,
+        "producible": case.max_tile is None and case.shares is None,
         "structure": [list(chunk) for chunk in structure(stream)],
         "max_error": max_error(case, decoded),
     }

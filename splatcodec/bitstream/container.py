@@ -36,13 +36,14 @@ __all__ = [
 ]
 
 MAGIC = b"SPLC"
-MAJOR, MINOR = 0, 1
+MAJOR, MINOR = 0, 2
 HEADER_BYTES = 40
 MAX_TOC_BYTES = 1 << 26
 _MIN_ENTRY_BYTES = 13
 _MAX_FEATURES = 256
 KNOWN_FEATURES = frozenset({"lossy-1", "lossless-1", "extras-1", "mixing-1"})
-KNOWN_CHUNKS = frozenset({"META", "PARM", "TILE", "PLYH", "COLD", "COLS"})
+KNOWN_CHUNKS = frozenset({"META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "COLD", "COLS"})
+_NUMBERED = frozenset({"TILE", "SHC1", "SHC2", "SHC3", "COLS"})
 
 
 def write_varint(value: int) -> bytes:
@@ -117,7 +118,7 @@ class ChunkEntry:
     @property
     def label(self) -> str:
         """How messages name the chunk, such as `TILE[0/3]` (level, tile)."""
-        return f"{self.type}[{self.level}/{self.tile}]" if self.type in ("TILE", "COLS") else self.type
+        return f"{self.type}[{self.level}/{self.tile}]" if self.type in _NUMBERED else self.type
 
 
 def write_container(file: BinaryIO, chunks: Sequence[Chunk], *, num_gaussians: int, features: Iterable[Feature]) -> int:
@@ -216,8 +217,9 @@ class Container:
         major, minor, _, length, toc_length, num_gaussians, toc_crc = struct.unpack("<BBHQQQI", head[4:36])
         if struct.unpack("<I", head[36:])[0] != zlib.crc32(head[:36]):
             raise ChecksumError("the header's checksum does not match", offset=36)
-        if major != MAJOR:
-            raise UnsupportedError(f"format version {major}.{minor}, this build reads {MAJOR}.x", offset=4)
+        if (major, minor) != (MAJOR, MINOR):
+            # Minor versions become readable once the format is no longer a draft (major version 1).
+            raise UnsupportedError(f"format version {major}.{minor}, this build reads {MAJOR}.{MINOR}", offset=4)
         if actual < length:
             raise TruncatedError(f"the file has {actual} bytes, its header says {length}", offset=actual)
         if actual > length:

@@ -9,6 +9,7 @@ __all__ = [
     "add_json",
     "add_overwrite",
     "add_threads",
+    "box",
     "colour",
     "fraction_of",
     "human_bytes",
@@ -85,6 +86,21 @@ def colour(text: str) -> tuple[float, float, float]:
     if not all(0.0 <= part <= 1.0 for part in (red, green, blue)):
         raise argparse.ArgumentTypeError("red, green and blue must be 0 to 1")
     return red, green, blue
+
+
+def box(text: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Lowest and highest corner of a box, six numbers separated by commas.
+
+    >>> box("-1,0,0,1,2,3")
+    ((-1.0, 0.0, 0.0), (1.0, 2.0, 3.0))
+    """
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 6 or not all(a <= b for a, b in zip(numbers[:3], numbers[3:])):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a box such as -1,-1,-1,1,1,1")
+    return tuple(numbers[:3]), tuple(numbers[3:])
 
 
 def fraction_of(text: str) -> tuple[int, int]:

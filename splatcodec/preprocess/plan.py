@@ -22,6 +22,8 @@ __all__ = ["LossyOptions", "Plan", "Steps", "Tuning", "make_plan"]
 
 Floats = npt.NDArray[np.float64]
 MAX_CLASS = 15
+# Classes of merged Gaussians below the coarsest, geometry and colour: without and with SH coefficients.
+_THUMBNAIL_FINER = ((0, 3), (1, 5))
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class LossyOptions:
         prune: leave out Gaussians that cost more than they show.
         drop_unseen: leave out Gaussians that no encoder view saw; otherwise they are kept, as coarse as any, unless
             too faint for any renderer.
+        levels: write levels of detail and a thumbnail; without them the file is a little smaller, and all or nothing.
 
     Raises:
         ParameterError: a value out of range, or more than one target.
@@ -47,6 +50,7 @@ class LossyOptions:
     effort: int = 5
     prune: bool = True
     drop_unseen: bool = False
+    levels: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.quality <= 100:
@@ -133,6 +137,7 @@ class Plan:
         view_weights: from where each Gaussian is seen, for SH error feedback; None = no feedback.
         direction_ridge: see `Tuning`.
         mixing: code by context mixing instead of tables.
+        thumbnail_classes: geometry and colour class of merged Gaussians.
     """
 
     kept: npt.NDArray[np.int64]
@@ -142,6 +147,7 @@ class Plan:
     view_weights: ViewWeights | None = None
     direction_ridge: float = 0.4
     mixing: bool = False
+    thumbnail_classes: tuple[int, int] = (0, 0)
 
 
 def make_plan(
@@ -200,7 +206,9 @@ def make_plan(
     if len(pixel):
         steps = replace(steps, blur=float(np.float32(tuning.blur_px * np.quantile(pixel, 0.05))))
     classes = np.stack([geometry_class, color_class], 1).astype(np.int32)
-    return Plan(rows, classes, steps, color, view_weights, tuning.direction_ridge)
+    finer = _THUMBNAIL_FINER[gaussians.sh_degree > 0]
+    coarse = max(top - finer[0], 0), max(_top_class(tuning.color_top, color_base) - finer[1], 0)
+    return Plan(rows, classes, steps, color, view_weights, tuning.direction_ridge, thumbnail_classes=coarse)
 
 
 def _top_class(largest: float, base: float) -> int:

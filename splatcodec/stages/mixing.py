@@ -14,14 +14,14 @@ from numba import njit
 
 from ..entropy.adaptive import STEPS
 from ..entropy.bits import read_bits, write_bits
-from ..entropy.rans import PROB_SCALE, decode_advance, decode_slot, pack_interval
-from .streams import VALUE_LIMIT, magnitude_level, predict, prepare
+from ..entropy.rans import PROB_BITS, PROB_SCALE, decode_advance, decode_slot, pack_interval
+from .streams import MAX_CLASS, VALUE_LIMIT, magnitude_level, predict_row, read_position
 
-__all__ = ["MixerState", "mix_decode_stream", "mix_encode_stream"]
+__all__ = ["MixerState", "mix_decode_rows", "mix_encode_rows"]
 
 _INPUTS = 6
 _NODES = 96
-_GROUPS = 7
+_GROUPS = 9
 _MAX_STREAMS = 57
 _LIMIT = len(STEPS) - 1
 _MAX_LENGTH = 27
@@ -62,11 +62,11 @@ STRETCH = _stretch_table()
 
 
 class MixerState:
-    """All models and weights of one tile, at their start.
+    """All models and weights of one chunk, at their start.
 
     Attributes:
         models: (contexts * 96, 2) int32: probability of a one in 1/65536, bits seen.
-        weights: (7 * 96, 6) int32 in 1/65536.
+        weights: (9 * 96, 6) int32 in 1/65536.
     """
 
     def __init__(self) -> None:
@@ -86,17 +86,17 @@ def _signed_level(x, c):
 
 
 @njit(cache=True)
-def _contexts(i, stream, group, rank, scale, c, deltas, neighbors, rows):
-    """First model of each input's context for residual i of `stream`, into `rows` (6,) int64."""
+def _contexts(i, s, stream, own_terms, rank, scale, c, deltas, neighbors, rows):
+    """First model of each input's context for residual i of column s, the stream `stream`, into `rows` (6,) int64."""
     near, drift, nearest = np.int64(0), np.int64(0), np.int64(0)
     if i > 0:
         for k in range(4):
-            d = np.int64(deltas[stream, neighbors[i, k]])
+            d = np.int64(deltas[neighbors[i, k], s])
             near += abs(d)
             drift += d
-        nearest = np.int64(deltas[stream, neighbors[i, 0]])
-    before = np.int64(deltas[stream - 1, i]) if stream > group else np.int64(0)
-    older = np.int64(deltas[stream - 2, i]) if stream > group + 1 else np.int64(0)
+        nearest = np.int64(deltas[neighbors[i, 0], s])
+    before = np.int64(deltas[i, s - 1]) if own_terms > 0 else np.int64(0)
+    older = np.int64(deltas[i, s - 2]) if own_terms > 1 else np.int64(0)
     level = magnitude_level(near >> c, 16)
     own = magnitude_level(((abs(before) + abs(older)) << 1) >> c, 8)
     size = magnitude_level(np.int64(scale) >> c, 16) if scale else min(c, 15)
@@ -157,85 +157,118 @@ def _get(node, rank, rows, models, weights, inputs, states, words, cursor):
 
 
 @njit(cache=True, nogil=True)
-def mix_encode_stream(
-    stream, group, rank, scale, classes, deltas, residuals, neighbors, models, weights, intervals, count, raw, position
-):
-    """Append the decisions of one stream.
+def mix_encode_rows(
+    first, residuals, exponents, neighbors, scales, own_terms, ranks, extra, extra_bits, models, weights, intervals,
+    count, raw, position, spent,
+):  # fmt: skip
+    """Append the decisions of a chunk, Gaussian by Gaussian; returns (count, position).
 
     Args:
-        stream: its row. group: first stream of its group; rank: number of that group, 0..6.
-        scale: expected 4 * |residual| in base units, 0 where unknown.
-        classes: (n,) int32. deltas: (S, n) int32, residual << class, of this and earlier streams.
-        residuals: (S, n) int32. neighbors: (n, 4) int32.
+        first: number of the first stream.
+        residuals, exponents: (n, W) int32 and uint8 residuals and their step exponents. neighbors: (n, 4) int32.
+        scales, own_terms, ranks: of the RowModel.
+        extra, extra_bits: plain bits after each Gaussian's own, as in `emit_rows`.
         models, weights: of the MixerState.
-        intervals, count, raw, position: as in `emit_stream`; at most 31 intervals a residual.
-
-    Returns:
-        (count, position).
+        intervals, count, raw, position, spent: as in `emit_rows`; at most 31 intervals a residual.
     """
+    n, width = residuals.shape
+    deltas = np.zeros((n, width), np.int32)
     rows, inputs = np.zeros(_INPUTS, np.int64), np.zeros(_INPUTS, np.int32)
-    for i in range(len(classes)):
-        _contexts(i, stream, group, rank, scale, np.int64(classes[i]), deltas, neighbors, rows)
-        r = np.int64(residuals[stream, i])
-        count = _put(0, 1 if r == 0 else 0, rank, rows, models, weights, inputs, intervals, count)
-        if r == 0:
-            continue
-        count = _put(1, 1 if r < 0 else 0, rank, rows, models, weights, inputs, intervals, count)
-        m = abs(r)
-        n = 1
-        while m >> n:
-            n += 1
-        for k in range(1, n + 1):
-            if k < _MAX_LENGTH:
-                count = _put(1 + k, 1 if k == n else 0, rank, rows, models, weights, inputs, intervals, count)
-        if n > 1:
-            first = (m >> (n - 2)) & 1
-            node = 32 + 3 * min(n, 20)
-            count = _put(node, first, rank, rows, models, weights, inputs, intervals, count)
-            if n > 2:
-                second = (m >> (n - 3)) & 1
-                count = _put(node + 1 + first, second, rank, rows, models, weights, inputs, intervals, count)
-        if n > 3:
-            position = write_bits(raw, position, np.uint64(m & ((1 << (n - 3)) - 1)), n - 3)
+    for i in range(n):
+        for s in range(width):
+            begun, plain = count, position
+            c = np.int64(exponents[i, s])
+            rank = ranks[s]
+            _contexts(i, s, first + s, own_terms[s], rank, scales[s], c, deltas, neighbors, rows)
+            r = np.int64(residuals[i, s])
+            deltas[i, s] = r << c
+            count = _put(0, 1 if r == 0 else 0, rank, rows, models, weights, inputs, intervals, count)
+            if r != 0:
+                count = _put(1, 1 if r < 0 else 0, rank, rows, models, weights, inputs, intervals, count)
+                m = abs(r)
+                length = 1
+                while m >> length:
+                    length += 1
+                for k in range(1, length + 1):
+                    if k < _MAX_LENGTH:
+                        bit = 1 if k == length else 0
+                        count = _put(1 + k, bit, rank, rows, models, weights, inputs, intervals, count)
+                if length > 1:
+                    upper = (m >> (length - 2)) & 1
+                    node = 32 + 3 * min(length, 20)
+                    count = _put(node, upper, rank, rows, models, weights, inputs, intervals, count)
+                    if length > 2:
+                        lower = (m >> (length - 3)) & 1
+                        count = _put(node + 1 + upper, lower, rank, rows, models, weights, inputs, intervals, count)
+                if length > 3:
+                    position = write_bits(raw, position, np.uint64(m & ((1 << (length - 3)) - 1)), length - 3)
+            spent[s] += position - plain
+            for k in range(begun, count):
+                spent[s] += PROB_BITS - np.log2(np.float64(intervals[k] >> np.uint32(16)))
+        for k in range(extra.shape[1]):
+            bits = np.int64(extra_bits[i, k])
+            if bits:
+                position = write_bits(raw, position, np.uint64(extra[i, k]), bits)
+                spent[-1] += bits
     return count, position
 
 
 @njit(cache=True, nogil=True)
-def mix_decode_stream(
-    stream, group, rank, scale, classes, values, deltas, neighbors, depths, bias, kinds, sources, coefficients,
+def mix_decode_rows(
+    first, values, colors, neighbors, depths,
+    bias, begin, kinds, sources, coefficients, scales, own_terms, ranks,
     models, weights, states, words, cursor, raw, position,
+    exponent, size_step, precision, extra, extra_bits,
 ):  # fmt: skip
-    """Decode one stream into row `stream` of `values` and `deltas`; returns the raw bit position."""
-    length = len(classes)
-    base, column = np.empty(length, np.int64), np.empty(length, np.int64)
-    mean, nearest = prepare(stream, values, neighbors, depths, bias, kinds, sources, coefficients, base, column)
+    """`decode_rows` for streams coded by context mixing."""
+    n, width = values.shape
+    deltas = np.zeros((n, width), np.int32)
+    sums = np.zeros(width, np.int32)
     rows, inputs = np.zeros(_INPUTS, np.int64), np.zeros(_INPUTS, np.int32)
-    row, delta = values[stream], deltas[stream]
-    for i in range(length):
-        c = np.int64(classes[i])
-        prediction = predict(i, base, mean, nearest, row, neighbors)
-        _contexts(i, stream, group, rank, scale, c, deltas, neighbors, rows)
-        r = np.int64(0)
-        if not _get(0, rank, rows, models, weights, inputs, states, words, cursor):
-            negative = _get(1, rank, rows, models, weights, inputs, states, words, cursor)
-            n = 1
-            while n < _MAX_LENGTH and not _get(1 + n, rank, rows, models, weights, inputs, states, words, cursor):
-                n += 1
-            r = np.int64(1)
-            if n > 1:
-                node = 32 + 3 * min(n, 20)
-                first = _get(node, rank, rows, models, weights, inputs, states, words, cursor)
-                r = (r << 1) | first
-                if n > 2:
-                    second = _get(node + 1 + first, rank, rows, models, weights, inputs, states, words, cursor)
-                    r = (r << 1) | second
-            if n > 3:
-                r = (r << (n - 3)) | np.int64(read_bits(raw, position, n - 3))
-                position += n - 3
-            if negative:
-                r = -r
-        limit = np.int64(1 << 27) >> c
-        r = min(max(r, -limit), limit)
-        row[i] = min(max(prediction + (r << c), -VALUE_LIMIT), VALUE_LIMIT)
-        delta[i] = r << c
+    for i in range(n):
+        for s in range(width):
+            sums[s] = 0
+            if i > 0:
+                for k in range(4):
+                    sums[s] += values[neighbors[i, k], s]
+        depth = np.int64(depths[i])
+        for s in range(width):
+            if first:
+                c = np.int64(colors[i])
+            else:
+                c = np.int64(0) if s < 2 else np.int64(values[i, 0 if s < 9 else 1])
+            rank = ranks[s]
+            prediction = predict_row(
+                i, s, bias, begin, kinds, sources, coefficients, sums, values, neighbors[i, 0], depth
+            )
+            _contexts(i, s, first + s, own_terms[s], rank, scales[s], c, deltas, neighbors, rows)
+            r = np.int64(0)
+            if not _get(0, rank, rows, models, weights, inputs, states, words, cursor):
+                negative = _get(1, rank, rows, models, weights, inputs, states, words, cursor)
+                length = 1
+                while length < _MAX_LENGTH and not _get(
+                    1 + length, rank, rows, models, weights, inputs, states, words, cursor
+                ):
+                    length += 1
+                r = np.int64(1)
+                if length > 1:
+                    node = 32 + 3 * min(length, 20)
+                    upper = _get(node, rank, rows, models, weights, inputs, states, words, cursor)
+                    r = (r << 1) | upper
+                    if length > 2:
+                        lower = _get(node + 1 + upper, rank, rows, models, weights, inputs, states, words, cursor)
+                        r = (r << 1) | lower
+                if length > 3:
+                    r = (r << (length - 3)) | np.int64(read_bits(raw, position, length - 3))
+                    position += length - 3
+                if negative:
+                    r = -r
+            limit = np.int64(1 << 27) >> c
+            r = min(max(r, -limit), limit)
+            values[i, s] = min(max(prediction + (r << c), -VALUE_LIMIT), VALUE_LIMIT)
+            deltas[i, s] = r << c
+            if first == 0 and s < 2 and (values[i, s] < 0 or values[i, s] > MAX_CLASS):
+                return -1
+        if first == 0:
+            position = read_position(i, values, depth, exponent, size_step, precision, raw, position, extra, extra_bits)
     return position

@@ -14,7 +14,7 @@ from .octree import MAX_DEPTH
 __all__ = ["NUM_NEIGHBORS", "WINDOW", "find_neighbors", "leaf_centers"]
 
 NUM_NEIGHBORS = 4
-WINDOW = 32
+WINDOW = 16
 
 
 @njit(cache=True, nogil=True)

@@ -12,7 +12,7 @@ from ..entropy.integers import IntegerReader, IntegerWriter
 from ..entropy.tables import TableSet, build_tables, decode_tables, encode_tables
 from ..errors import FormatError, TruncatedError
 from ..gaussians import num_sh_coefficients
-from .streams import CONTEXT_CELLS, MAX_CLASS, Predictor
+from .streams import COEFFICIENT_BITS, CONTEXT_CELLS, MAX_CLASS, Predictor, RowModel
 
 __all__ = [
     "COLOR_CLASS",
@@ -22,6 +22,7 @@ __all__ = [
     "OPACITY",
     "SHAPE_FIRST",
     "SH_FIRST",
+    "SH_LAYERS",
     "SIZE_FIRST",
     "SceneParameters",
     "StreamModel",
@@ -31,7 +32,9 @@ __all__ = [
 
 # Streams in coding order. SH coefficient k of colour component c is stream SH_FIRST + 3 * k + c.
 GEOMETRY_CLASS, COLOR_CLASS, SIZE_FIRST, SHAPE_FIRST, OPACITY, COLOR_FIRST, SH_FIRST = 0, 1, 2, 5, 8, 9, 12
-GROUPS = (GEOMETRY_CLASS, COLOR_CLASS, SIZE_FIRST, SHAPE_FIRST, OPACITY, COLOR_FIRST, SH_FIRST)
+# First and last stream (exclusive) of the SH layers.
+SH_LAYERS = ((12, 21), (21, 36), (36, 57))
+GROUPS = (GEOMETRY_CLASS, COLOR_CLASS, SIZE_FIRST, SHAPE_FIRST, OPACITY, COLOR_FIRST, *(a for a, _ in SH_LAYERS))
 MATRIX_SCALE = 2048
 _FIXED = struct.Struct("<BBHHifff")
 _MAX_TABLES = 256
@@ -96,12 +99,41 @@ class SceneParameters:
     models: list[StreamModel]
     weights: npt.NDArray[np.int64]
     tables: TableSet | None = None
+    _rows: dict[tuple[int, int], RowModel] = field(default_factory=dict)
 
     def table_set(self) -> TableSet:
         """The tables for the kernels, built once."""
         if self.tables is None:
             self.tables = build_tables(self.weights)
         return self.tables
+
+    def row_model(self, first: int, last: int) -> RowModel:
+        """Predictors and contexts of streams first .. last - 1 for the kernels, built once."""
+        if (first, last) not in self._rows:
+            models = self.models[first:last]
+            predictors = [model.predictor for model in models]
+            maps = np.zeros((len(models), max(CONTEXT_CELLS)), np.uint8)
+            for row, model in zip(maps, models):
+                row[: len(model.context_map)] = model.context_map
+            own_terms = [min(stream - stream_group(stream), 2) for stream in range(first, last)]
+            self._rows[first, last] = RowModel(
+                first,
+                np.array([p.bias + (1 << (COEFFICIENT_BITS - 1)) for p in predictors], np.int64),
+                np.cumsum([0] + [len(p.kinds) for p in predictors]).astype(np.int64),
+                np.concatenate([p.kinds for p in predictors]).astype(np.int64),
+                np.concatenate([p.sources for p in predictors]).astype(np.int64) - first,
+                np.concatenate([p.coefficients for p in predictors]).astype(np.int64),
+                np.array([model.mode for model in models], np.int64),
+                np.array([model.scale for model in models], np.int64),
+                np.array(own_terms, np.int64),
+                np.array([GROUPS.index(stream_group(stream)) for stream in range(first, last)], np.int64),
+                maps,
+            )
+        return self._rows[first, last]
+
+    def layers(self) -> tuple[tuple[int, int], ...]:
+        """First and last stream (exclusive) of the SH layers that the scene's degree has."""
+        return SH_LAYERS[: self.sh_degree]
 
     def to_bytes(self) -> bytes:
         """The PARM chunk."""
@@ -175,7 +207,8 @@ class SceneParameters:
                 kinds[f], sources[f] = code & 3, code >> 2
                 coefficients[f] = reader.get(_K_COEFFICIENT, -(1 << 20), 1 << 20, "predictor coefficient")
                 # Only what is decoded by then may be read: neighbours' values of this stream, earlier streams.
-                if sources[f] > stream or (kinds[f] == 2 and sources[f] == stream):
+                late = sources[f] > stream or (kinds[f] == 2 and sources[f] == stream)
+                if late or (stream >= SH_FIRST and (sources[f] != stream or kinds[f] > 1)):
                     raise FormatError("a predictor reads a stream that is not decoded yet", field="predictor feature")
             mode = reader.get(_K_MODE, 0, 3, "context mode")
             scale = reader.get(_K_SCALE, 0, 1 << 28, "context scale") if mode == 3 else 0

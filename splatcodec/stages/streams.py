@@ -1,7 +1,8 @@
 """Attribute streams: integer prediction from decoded neighbours, context choice, tokens (SPEC.md, section 3.5).
 
-A scene's attributes are S streams of integers in base units, coded one stream after the other. A Gaussian's class c
-makes its step 2**c base units: the residual r is coded, the value is prediction + (r << c). Predictions are integer
+A scene's attributes are S streams of integers in base units, coded Gaussian by Gaussian. (An encoder may quantize them
+stream by stream: a value depends on earlier Gaussians, and on earlier streams of its own.) A Gaussian's class c makes
+its step 2**c base units: the residual r is coded, the value is prediction + (r << c). Predictions are integer
 combinations of what is already decoded: the same attribute of near Gaussians, other attributes of this one. The
 context of a residual is how large residuals were nearby, in units of its own step.
 """
@@ -17,6 +18,7 @@ from numba import njit
 from ..entropy.bits import read_bits, write_bits
 from ..entropy.rans import PROB_BITS, PROB_SCALE, RANS_LOW, pack_interval
 from ..entropy.tables import ALPHABET, DIRECT, token_bits, token_of, value_of
+from .transform import position_bits
 
 __all__ = [
     "COEFFICIENT_BITS",
@@ -27,8 +29,10 @@ __all__ = [
     "FEATURE_OWN",
     "MAX_CLASS",
     "Predictor",
-    "decode_stream",
-    "emit_stream",
+    "RowModel",
+    "choose_tables",
+    "decode_rows",
+    "emit_rows",
     "feature_column",
     "histogram_stream",
     "quantize_stream",
@@ -42,6 +46,8 @@ DEPTH_SHIFT = 8
 # Context modes: which two or three magnitudes choose the table, and how many cells that gives.
 CONTEXT_CLASS_NEAR, CONTEXT_NEAR_OWN, CONTEXT_CLASS_OWN, CONTEXT_SCALE_NEAR_OWN = 0, 1, 2, 3
 CONTEXT_CELLS = (128, 128, 128, 512)
+SIZE_STREAM = 2  # streams 2 to 4 are sizes, which say how many bits a position has
+RING_MASK = 31  # magnitudes are kept of the last 32 Gaussians; neighbours are among the last 16
 
 
 @dataclass(frozen=True)
@@ -60,15 +66,22 @@ class Predictor:
     coefficients: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
+def _level_table() -> npt.NDArray[np.uint8]:
+    """Level of 0..255: exact below 4, then two levels an octave; what is larger has the level of 255."""
+    levels = np.zeros(256, np.uint8)
+    for x in range(256):
+        n = x.bit_length()
+        levels[x] = x if x < 4 else 2 * n - 2 + ((x >> (n - 2)) & 1)
+    return levels
+
+
+_LEVELS = _level_table()
+
+
 @njit(cache=True, inline="always")
 def magnitude_level(x, levels):
-    """0..levels-1, exact below 4, then two levels an octave."""
-    if x < 4:
-        return min(x, levels - 1)
-    n = 0
-    while x >> n:
-        n += 1
-    return min(2 * n - 2 + ((x >> (n - 2)) & 1), levels - 1)
+    """0..levels-1 of x >= 0, levels at most 16: exact below 4, then two levels an octave."""
+    return min(np.int64(_LEVELS[min(x, np.int64(255))]), np.int64(levels - 1))
 
 
 @njit(cache=True, inline="always")
@@ -129,33 +142,35 @@ def predict(i, base, mean, nearest, row, neighbors):
 
 
 @njit(cache=True, inline="always")
-def _context(i, mode, scale, c, own_terms, near_row, own_row, older_row, neighbors):
-    """Context cell of residual i; `own_terms` is how many of the two rows before count."""
-    near = np.int64(0)
-    if mode != CONTEXT_CLASS_OWN and i > 0:
-        near = (
-            np.int64(near_row[neighbors[i, 0]])
-            + near_row[neighbors[i, 1]]
-            + near_row[neighbors[i, 2]]
-            + near_row[neighbors[i, 3]]
-        ) >> c
-    own = np.int64(0)
-    if mode != CONTEXT_CLASS_NEAR and own_terms > 0:
-        own = np.int64(own_row[i])
-        if own_terms > 1:
-            own += older_row[i]
-        own = (own << 1) >> c
+def context_cell(mode, scale, c, near, own):
+    """Context cell of a residual with step exponent c.
+
+    Args:
+        near: sum of the magnitudes of the four neighbours. own: twice that of the one or two streams before.
+    """
+    near >>= c
+    own >>= c
     if mode == CONTEXT_CLASS_NEAR:
         return (min(c, 7) << 4) | magnitude_level(near, 16)
     if mode == CONTEXT_NEAR_OWN:
         return (magnitude_level(near, 16) << 3) | magnitude_level(own, 8)
     if mode == CONTEXT_CLASS_OWN:
         return (min(c, 7) << 4) | magnitude_level(own, 16)
-    return (
-        (magnitude_level(np.int64(scale) >> c, 16) << 5)
-        | (magnitude_level(near, 8) << 2)
-        | (magnitude_level(own, 8) >> 1)
-    )
+    return (magnitude_level(scale >> c, 16) << 5) | (magnitude_level(near, 8) << 2) | (magnitude_level(own, 8) >> 1)
+
+
+@njit(cache=True, inline="always")
+def _cell(i, mode, scale, c, own_terms, near_row, own_row, older_row, neighbors):
+    """`context_cell` of residual i from whole streams of magnitudes; `own_terms` of the two streams before count."""
+    near, own = np.int64(0), np.int64(0)
+    if i > 0:
+        for k in range(4):
+            near += near_row[neighbors[i, k]]
+    if own_terms > 0:
+        own += own_row[i]
+    if own_terms > 1:
+        own += older_row[i]
+    return context_cell(mode, np.int64(scale), c, near, own << 1)
 
 
 @njit(cache=True, nogil=True)
@@ -194,7 +209,7 @@ def histogram_stream(stream, group, mode, scale, classes, magnitudes, residuals,
     own_terms = min(stream - group, 2)
     near_row, own_row, older_row = magnitudes[stream], magnitudes[max(stream - 1, 0)], magnitudes[max(stream - 2, 0)]
     for i in range(len(classes)):
-        cell = _context(i, mode, scale, np.int64(classes[i]), own_terms, near_row, own_row, older_row, neighbors)
+        cell = _cell(i, mode, scale, np.int64(classes[i]), own_terms, near_row, own_row, older_row, neighbors)
         token, bits, _ = token_of(np.int64(residuals[stream, i]))
         histogram[cell, token] += 1
         raw += bits
@@ -202,102 +217,202 @@ def histogram_stream(stream, group, mode, scale, classes, magnitudes, residuals,
 
 
 @njit(cache=True, nogil=True)
-def emit_stream(
-    stream,
-    group,
-    mode,
-    scale,
-    classes,
-    magnitudes,
-    residuals,
-    neighbors,
-    context_map,
-    freq,
-    start,
-    intervals,
-    count,
-    raw,
-    position,
-):
-    """Append the stream's intervals and raw bits; returns (count, position)."""
+def choose_tables(stream, group, mode, scale, classes, magnitudes, neighbors, context_map, tables):
+    """The table (n,) uint8 that each residual of a stream is coded with."""
     own_terms = min(stream - group, 2)
     near_row, own_row, older_row = magnitudes[stream], magnitudes[max(stream - 1, 0)], magnitudes[max(stream - 2, 0)]
     for i in range(len(classes)):
-        cell = _context(i, mode, scale, np.int64(classes[i]), own_terms, near_row, own_row, older_row, neighbors)
-        table = context_map[cell]
-        token, bits, rest = token_of(np.int64(residuals[stream, i]))
-        intervals[count] = pack_interval(freq[table, token], start[table, token])
-        count += 1
-        if bits:
-            position = write_bits(raw, position, np.uint64(rest), bits)
-    return count, position
+        cell = _cell(i, mode, scale, np.int64(classes[i]), own_terms, near_row, own_row, older_row, neighbors)
+        tables[i] = context_map[cell]
 
 
 @njit(cache=True, nogil=True)
-def decode_stream(
-    stream,
-    group,
-    mode,
-    scale,
-    classes,
-    values,
-    magnitudes,
-    neighbors,
-    depths,
-    bias,
-    kinds,
-    sources,
-    coefficients,
-    context_map,
-    lookup,
-    freq,
-    start,
-    states,
-    words,
-    cursor,
-    raw,
-    position,
-):
-    """Decode one stream into row `stream` of `values` and `magnitudes`; returns the raw bit position.
+def emit_rows(residuals, tables, freq, start, extra, extra_bits, intervals, count, raw, position, spent):
+    """Append the intervals and raw bits of a chunk, Gaussian by Gaussian; returns (count, position).
 
-    `context_map` entries must be valid tables; values stay within +-2**28 whatever the stream holds.
+    Args:
+        residuals: (n, W) int32. tables: (n, W) uint8. freq, start: of the table set.
+        extra, extra_bits: (n, E) uint32 and uint8: plain bits after each Gaussian's own.
+        spent: (W + 1,) float64: bits by stream, then the extra ones, are added.
     """
-    n = len(classes)
-    base, column = np.empty(n, np.int64), np.empty(n, np.int64)
-    mean, nearest = prepare(stream, values, neighbors, depths, bias, kinds, sources, coefficients, base, column)
-    own_terms = min(stream - group, 2)
-    near_row, own_row, older_row = magnitudes[stream], magnitudes[max(stream - 1, 0)], magnitudes[max(stream - 2, 0)]
-    row = values[stream]
+    for i in range(residuals.shape[0]):
+        for s in range(residuals.shape[1]):
+            token, bits, rest = token_of(np.int64(residuals[i, s]))
+            table = tables[i, s]
+            intervals[count] = pack_interval(freq[table, token], start[table, token])
+            count += 1
+            spent[s] += PROB_BITS - np.log2(np.float64(freq[table, token])) + bits
+            if bits:
+                position = write_bits(raw, position, np.uint64(rest), bits)
+        for k in range(extra.shape[1]):
+            bits = np.int64(extra_bits[i, k])
+            if bits:
+                position = write_bits(raw, position, np.uint64(extra[i, k]), bits)
+                spent[-1] += bits
+    return count, position
+
+
+@dataclass(frozen=True)
+class RowModel:
+    """Predictors and contexts of the W streams of a chunk, as arrays for the kernels that go Gaussian by Gaussian.
+
+    Attributes:
+        first: number of the first stream.
+        bias: (W,) int64, with the half that rounding adds.
+        begin: (W + 1,) int64: features of stream w are begin[w] .. begin[w + 1] - 1 of the next three.
+        kinds, sources, coefficients: (F,) int64; sources count from the first stream.
+        modes, scales, own_terms: (W,) int64: context mode, its scale, how many streams before are in the group.
+        ranks: (W,) int64 number of the group.
+        maps: (W, 512) uint8 context maps.
+    """
+
+    first: int
+    bias: npt.NDArray[np.int64]
+    begin: npt.NDArray[np.int64]
+    kinds: npt.NDArray[np.int64]
+    sources: npt.NDArray[np.int64]
+    coefficients: npt.NDArray[np.int64]
+    modes: npt.NDArray[np.int64]
+    scales: npt.NDArray[np.int64]
+    own_terms: npt.NDArray[np.int64]
+    ranks: npt.NDArray[np.int64]
+    maps: npt.NDArray[np.uint8]
+
+
+@njit(cache=True, inline="always")
+def gather_rows(i, neighbors, values, magnitudes, sums, nears):
+    """Sums over the four neighbours of Gaussian i of the rows of values and of magnitudes; zero for Gaussian 0."""
+    width = values.shape[1]
+    if i == 0:
+        for s in range(width):
+            sums[s] = 0
+            nears[s] = 0
+        return
+    a, b, c, d = neighbors[i, 0], neighbors[i, 1], neighbors[i, 2], neighbors[i, 3]
+    for s in range(width):
+        sums[s] = values[a, s] + values[b, s] + values[c, s] + values[d, s]
+    a, b, c, d = a & RING_MASK, b & RING_MASK, c & RING_MASK, d & RING_MASK
+    for s in range(width):
+        nears[s] = magnitudes[a, s] + magnitudes[b, s] + magnitudes[c, s] + magnitudes[d, s]
+
+
+@njit(cache=True, inline="always")
+def predict_row(i, s, bias, begin, kinds, sources, coefficients, sums, values, nearest, depth):
+    """Prediction of stream s of Gaussian i whose streams before s are decoded."""
+    total = bias[s]
+    for f in range(begin[s], begin[s + 1]):
+        source = sources[f]
+        kind = kinds[f]
+        if kind == FEATURE_MEAN:
+            total += coefficients[f] * (np.int64(sums[source]) >> 2)
+        elif kind == FEATURE_OWN:
+            total += coefficients[f] * np.int64(values[i, source])
+        elif kind == FEATURE_DEPTH:
+            total += coefficients[f] * (depth << DEPTH_SHIFT)
+        elif i > 0:
+            total += coefficients[f] * np.int64(values[nearest, source])
+    total >>= COEFFICIENT_BITS
+    return min(max(total, -VALUE_LIMIT), VALUE_LIMIT)
+
+
+@njit(cache=True, nogil=True)
+def decode_rows(
+    first, values, colors, neighbors, depths,
+    bias, begin, kinds, sources, coefficients, modes, scales, own_terms, maps,
+    lookup, freq, start, states, words, cursor, raw, position,
+    exponent, size_step, precision, extra, extra_bits,
+):  # fmt: skip
+    """Decode the streams of a chunk, Gaussian by Gaussian.
+
+    Args:
+        first: 0 for the base streams, with classes and plain bits of positions; else the first stream of a layer.
+        values: (n, W) int32 out. colors: (n,) int32 colour classes, read if `first` is not 0.
+        neighbors: (n, 4) int32. depths: (n,) int32.
+        bias ... maps: of the RowModel; entries of maps must be valid tables.
+        lookup, freq, start: of the table set. states, words, cursor: of the rANS stream.
+        raw, position: plain bits.
+        exponent, size_step, precision: for positions. extra, extra_bits: (n, 3) int64 out, plain bits of positions.
+
+    Returns:
+        the position after the last plain bit, or -1 if a class is out of range. Values stay within +-2**28 whatever the
+        stream holds.
+    """
+    n, width = values.shape
+    magnitudes = np.zeros((RING_MASK + 1, width), np.int32)
+    sums, nears = np.zeros(width, np.int32), np.zeros(width, np.int32)
     # `decode_token` with the cursor in registers: this loop is where decoding spends its time.
     mask = len(states) - 1
     source = words if len(words) > 0 else np.zeros(1, np.uint16)
     coded, at, last = cursor[1], cursor[0], len(source) - 1
+    zero = np.int64(0)
+    g = c = zero
     for i in range(n):
-        c = np.int64(classes[i])
-        prediction = predict(i, base, mean, nearest, row, neighbors)
-        table = context_map[_context(i, mode, scale, c, own_terms, near_row, own_row, older_row, neighbors)]
-        state = states[coded & mask]
-        slot = state & np.uint64(PROB_SCALE - 1)
-        token = np.int64(lookup[table, slot])
-        state = np.uint64(freq[table, token]) * (state >> np.uint64(PROB_BITS)) + slot - np.uint64(start[table, token])
-        # No branch: whether a word is needed is a coin toss to the processor.
-        need = np.uint64(state < np.uint64(RANS_LOW))
-        state = (state << (need << np.uint64(4))) | (np.uint64(source[min(at, last)]) * need)
-        at += np.int64(need)
-        states[coded & mask] = state
-        coded += 1
-        rest = np.int64(0)
-        if token >= DIRECT:
-            bits = token_bits(token)
-            rest = np.int64(read_bits(raw, position, bits))
-            position += bits
-        limit = np.int64(1 << 27) >> c
-        r = min(max(value_of(token, rest), -limit), limit)
-        row[i] = min(max(prediction + (r << c), -VALUE_LIMIT), VALUE_LIMIT)
-        near_row[i] = abs(r) << c
+        gather_rows(i, neighbors, values, magnitudes, sums, nears)
+        own_magnitudes = magnitudes[i & RING_MASK]
+        nearest = neighbors[i, 0]
+        depth = np.int64(depths[i])
+        if first:
+            c = np.int64(colors[i])
+        for s in range(width):
+            e = c
+            if first == 0:
+                e = zero if s < 2 else (g if s < 9 else c)
+            prediction = predict_row(i, s, bias, begin, kinds, sources, coefficients, sums, values, nearest, depth)
+            own = zero
+            if own_terms[s] > 0:
+                own = np.int64(own_magnitudes[s - 1])
+                if own_terms[s] > 1:
+                    own += own_magnitudes[s - 2]
+            table = maps[s, context_cell(modes[s], scales[s], e, np.int64(nears[s]), own << 1)]
+            state = states[coded & mask]
+            slot = state & np.uint64(PROB_SCALE - 1)
+            token = np.int64(lookup[table, slot])
+            state = (
+                np.uint64(freq[table, token]) * (state >> np.uint64(PROB_BITS)) + slot - np.uint64(start[table, token])
+            )
+            # No branch: whether a word is needed is a coin toss to the processor.
+            need = np.uint64(state < np.uint64(RANS_LOW))
+            state = (state << (need << np.uint64(4))) | (np.uint64(source[min(at, last)]) * need)
+            at += np.int64(need)
+            states[coded & mask] = state
+            coded += 1
+            rest = zero
+            if token >= DIRECT:
+                bits = token_bits(token)
+                rest = np.int64(read_bits(raw, position, bits))
+                position += bits
+            limit = np.int64(1 << 27) >> e
+            r = min(max(value_of(token, rest), -limit), limit)
+            values[i, s] = min(max(prediction + (r << e), -VALUE_LIMIT), VALUE_LIMIT)
+            own_magnitudes[s] = abs(r) << e
+            if first == 0 and s < 2:
+                v = np.int64(values[i, s])
+                if v < 0 or v > MAX_CLASS:
+                    return -1
+                if s == 0:
+                    g = v
+                else:
+                    c = v
+        if first == 0:
+            position = read_position(i, values, depth, exponent, size_step, precision, raw, position, extra, extra_bits)
     cursor[1], cursor[0] = coded, at
     if at > len(words):
         cursor[2] = 1
+    return position
+
+
+@njit(cache=True, inline="always")
+def read_position(i, values, depth, exponent, size_step, precision, raw, position, extra, extra_bits):
+    """The plain bits of a position, after its Gaussian's own; returns the position in `raw` after them."""
+    for axis in range(3):
+        bits = position_bits(
+            exponent, depth, np.int64(values[i, SIZE_STREAM + axis]), size_step, precision, np.int64(values[i, 0])
+        )
+        extra_bits[i, axis] = bits
+        extra[i, axis] = 0
+        if bits:
+            extra[i, axis] = np.int64(read_bits(raw, position, bits))
+            position += bits
     return position
 
 

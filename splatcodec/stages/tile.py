@@ -1,27 +1,26 @@
-"""One tile of a lossy scene: from quantizer targets to bytes and back (bitstreams/SPEC.md, section 3.2)."""
+"""One chunk of a lossy scene: from quantizer targets to bytes and back (bitstreams/SPEC.md, sections 3.2 and 3.8)."""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
 from ..entropy.adaptive import new_models
-from ..entropy.bits import read_bits, write_bits
-from ..entropy.rans import PROB_BITS, PROB_SCALE, rans_encode, start_decoding
+from ..entropy.rans import PROB_BITS, PROB_SCALE, ReadState, rans_encode, start_decoding
 from ..errors import FormatError, TruncatedError
-from ..gaussians import Gaussians, num_sh_coefficients
-from .mixing import MixerState, mix_decode_stream, mix_encode_stream
+from ..gaussians import Gaussians
+from .mixing import MixerState, mix_decode_rows, mix_encode_rows
 from .neighbors import NUM_NEIGHBORS, find_neighbors, leaf_centers
 from .octree import MAX_DEPTH, OCTREE_MODELS, decode_octree, encode_octree
 from .parameters import (
     COLOR_CLASS,
     COLOR_FIRST,
     GEOMETRY_CLASS,
-    GROUPS,
     MATRIX_SCALE,
     OPACITY,
     SH_FIRST,
@@ -31,30 +30,41 @@ from .parameters import (
     num_streams,
     stream_group,
 )
-from .streams import MAX_CLASS, decode_stream, emit_stream
-from .transform import decode_covariance, decode_opacity, decompose_covariance, position_bits
+from .streams import RowModel, choose_tables, decode_rows, emit_rows
+from .transform import decode_alpha, decode_covariance, decompose_covariance, exp2_fixed, logits, position_bits
 
 __all__ = [
+    "GAIN_ONE",
     "MAX_TILE",
     "DecodedTile",
     "TileGrid",
     "TileTree",
+    "decode_layer",
+    "decode_sh",
     "decode_tile",
+    "emit_layer",
     "emit_tile",
     "morton_codes",
     "plant_tree",
+    "prefix_look",
+    "set_prefix_look",
     "stream_classes",
 ]
 
 MAX_TILE = 1 << 16
-_HEAD = struct.Struct("<BBhfdddI")
+GAIN_ONE = 1024
+_HEAD = struct.Struct("<BBhffffhHI")
+_LAYER_HEAD = struct.Struct("<BBHI")
+_LOOK = struct.Struct("<hH")
+_LOOK_AT = 20
+_MAX_GROW = 8192
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class TileGrid:
-    """The cube of a tile: [origin, origin + 2**exponent) on each axis, and the blur its covariances carry."""
+    """The cube of a chunk, [origin, origin + 2**exponent) on each axis, and the blur that its covariances carry."""
 
     origin: tuple[float, float, float]
     exponent: int
@@ -142,12 +152,13 @@ def _compact(v: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
 
 
 @njit(cache=True, nogil=True)
-def _emit_positions(cells, depths, values, fractions, exponent, size_step, precision, lower, shape, raw, position):
+def _quantize_positions(cells, depths, values, fractions, exponent, size_step, precision, shape, plain, plain_bits):
     """Plain bits of all positions; each axis makes up for the errors of the axes before it (SPEC.md, section 3.6).
 
-    `fractions` (n, 3) float64: position in its leaf, 0..1. `shape` (n, 3): L21, L31, L32. `lower` is unused storage
-    for the errors, (3,) float64.
+    `values` (S, n) streams. `fractions` (n, 3) float64: position in its leaf, 0..1. `shape` (n, 3): L21, L31, L32.
+    `plain`, `plain_bits`: (n, 3) uint32 and uint8 out.
     """
+    lower = np.zeros(3)  # L^-1 times the error so far
     for i in range(len(depths)):
         for axis in range(3):
             want = fractions[i, axis]
@@ -163,37 +174,84 @@ def _emit_positions(cells, depths, values, fractions, exponent, size_step, preci
             q = min(max(np.int64(np.floor(want * steps)), 0), steps - 1)
             got = (q + 0.5) / steps
             error = got - fractions[i, axis]
-            # `lower` holds L^-1 times the error so far.
             if axis == 1:
                 error -= shape[i, 0] * lower[0]
             lower[axis] = error
-            if bits:
-                position = write_bits(raw, position, np.uint64(q), bits)
-    return position
+            plain[i, axis] = q
+            plain_bits[i, axis] = bits
 
 
 @njit(cache=True, nogil=True)
-def _decode_positions(
-    leaf_xyz, leaf_depths, leaf_counts, values, exponent, size_step, precision, origin, raw, position, means
-):
+def _place(leaf_xyz, leaf_depths, leaf_counts, plain, plain_bits, exponent, origin, means):
+    """World positions from leaves and the plain bits inside them."""
     at = 0
     for leaf in range(len(leaf_depths)):
-        depth = np.int64(leaf_depths[leaf])
-        edge = np.ldexp(1.0, exponent - depth)
+        edge = np.ldexp(1.0, exponent - np.int64(leaf_depths[leaf]))
         for _ in range(leaf_counts[leaf]):
             for axis in range(3):
-                bits = position_bits(
-                    exponent, depth, np.int64(values[SIZE_FIRST + axis, at]), size_step, precision,
-                    np.int64(values[GEOMETRY_CLASS, at]),
-                )  # fmt: skip
-                q = np.int64(0)
-                if bits:
-                    q = np.int64(read_bits(raw, position, bits))
-                    position += bits
-                inside = (q + 0.5) / np.float64(np.int64(1) << bits)
+                inside = (plain[at, axis] + 0.5) / np.float64(np.int64(1) << plain_bits[at, axis])
                 means[at, axis] = origin[axis] + (leaf_xyz[leaf, axis] + inside) * edge
             at += 1
-    return position
+
+
+def _emit_streams(
+    parameters: SceneParameters,
+    tree: TileTree,
+    first: int,
+    last: int,
+    head: Ints,
+    magnitudes: Ints,
+    residuals: Ints,
+    before: npt.NDArray[np.uint32],
+    plain: npt.NDArray[np.uint32],
+    plain_bits: npt.NDArray[np.uint8],
+    mixing: bool,
+    num_states: int,
+) -> tuple[bytes, bytes, Floats]:
+    """Code streams first .. last - 1, whose intervals follow `before`.
+
+    Args:
+        head: (>= 12, n) int32 values of the base streams. magnitudes, residuals: (S, n) int32 of all streams.
+        plain, plain_bits: (n, E) bits after each Gaussian's own.
+
+    Returns:
+        the rANS stream, the plain bits, and (last - first + 1,) bits by stream and of `plain`.
+    """
+    n, width = residuals.shape[1], last - first
+    rows = np.ascontiguousarray(residuals[first:last].T)
+    model = parameters.row_model(first, last)
+    room = width
+    if mixing:
+        # 31 decisions at most, two a bit of the residual and some more.
+        room = int(np.minimum(2 * _bit_lengths(np.abs(residuals[first:last]).max(axis=1, initial=0)) + 3, 31).sum())
+    intervals = np.empty(len(before) + n * room, np.uint32)
+    count = len(before)
+    intervals[:count] = before
+    raw = np.zeros(n * (4 * width + 12) + 16, np.uint8)
+    spent = np.zeros(width + 1)
+    if mixing:
+        exponents = np.stack([stream_classes(s, head) for s in range(first, last)], 1).astype(np.uint8)
+        state = MixerState()
+        count, position = mix_encode_rows(
+            first, rows, exponents, tree.neighbors, model.scales, model.own_terms, model.ranks, plain, plain_bits,
+            state.models, state.weights, intervals, count, raw, 0, spent,
+        )  # fmt: skip
+    else:
+        tables = np.empty((width, n), np.uint8)
+        for s, row in zip(range(first, last), tables):
+            m = parameters.models[s]
+            classes = stream_classes(s, head)
+            choose_tables(s, stream_group(s), m.mode, m.scale, classes, magnitudes, tree.neighbors, m.context_map, row)
+        table_set = parameters.table_set()
+        count, position = emit_rows(
+            rows, np.ascontiguousarray(tables.T), table_set.freq, table_set.start, plain, plain_bits,
+            intervals, count, raw, 0, spent,
+        )  # fmt: skip
+    return rans_encode(intervals[:count], num_states), raw[: (position + 7) // 8].tobytes(), spent
+
+
+def _bit_lengths(x: Ints) -> npt.NDArray[np.int64]:
+    return np.ceil(np.log2(x.astype(np.float64) + 1.0)).astype(np.int64)
 
 
 def emit_tile(
@@ -206,59 +264,74 @@ def emit_tile(
     fractions: Floats,
     shape: Floats,
     mixing: bool = False,
-    num_states: int = 8,
-) -> tuple[bytes, npt.NDArray[np.float64]]:
+) -> tuple[bytes, Floats]:
     """The TILE chunk of quantized streams, and what its bits were spent on.
 
     Args:
-        values, magnitudes, residuals: (S, n) int32 from `quantize_stream`.
+        values: (>= 12, n) int32 from `quantize_stream`. magnitudes, residuals: (>= 12, n) int32.
         fractions: (n, 3) float64 position of every Gaussian in its leaf, 0..1.
         shape: (n, 3) float64 L21, L31, L32 of the coded covariance.
         mixing: code the streams by context mixing instead of tables.
 
     Returns:
-        the chunk, and (S + 2,) bits: octree, each stream, plain position bits.
+        the chunk, and (14,) bits: octree, each base stream, positions.
     """
     n = values.shape[1]
-    spent = np.zeros(values.shape[0] + 2)
-    tables = parameters.table_set()
-    room = (
-        int(np.minimum(2 * np.abs(residuals).max(axis=1, initial=0), 31).sum()) + len(residuals)
-        if mixing
-        else len(values)
-    )
-    intervals = np.empty(len(tree.intervals) + n * room, np.uint32)
-    count = len(tree.intervals)
-    intervals[:count] = tree.intervals
-    spent[0] = _code_length_bits(tree.intervals)
-    raw = np.zeros(n * (4 * values.shape[0] + 12) + 16, np.uint8)
-    position = 0
-    state = MixerState() if mixing else None
-    deltas = np.where(residuals < 0, -magnitudes, magnitudes) if mixing else magnitudes
-    for stream, model in enumerate(parameters.models):
-        before = count, position
-        group, classes = stream_group(stream), stream_classes(stream, values)
-        if state is not None:
-            count, position = mix_encode_stream(
-                stream, group, GROUPS.index(group), model.scale, classes, deltas, residuals, tree.neighbors,
-                state.models, state.weights, intervals, count, raw, position,
-            )  # fmt: skip
-        else:
-            count, position = emit_stream(
-                stream, group, model.mode, model.scale, classes, magnitudes, residuals, tree.neighbors,
-                model.context_map, tables.freq, tables.start, intervals, count, raw, position,
-            )  # fmt: skip
-        spent[stream + 1] = _code_length_bits(intervals[before[0] : count]) + position - before[1]
-    before = count, position
-    position = _emit_positions(
+    plain, plain_bits = np.empty((n, 3), np.uint32), np.empty((n, 3), np.uint8)
+    _quantize_positions(
         tree.cells, tree.depths, values, fractions, grid.exponent, parameters.size_step, parameters.precision,
-        np.zeros(3), shape, raw, position,
+        shape, plain, plain_bits,
     )  # fmt: skip
-    spent[-1] = position - before[1]
-    coded = rans_encode(intervals[:count], num_states)
-    head = _HEAD.pack(num_states.bit_length() - 1, int(mixing), grid.exponent, grid.blur, *grid.origin, len(coded))
-    payload = head + coded + raw[: (position + 7) // 8].tobytes()
-    return payload + bytes(max(0, (n + 7) // 8 - len(payload))), spent
+    states = _states_for(n)
+    coded, raw, spent = _emit_streams(
+        parameters, tree, 0, SH_FIRST, values, magnitudes, residuals, tree.intervals, plain, plain_bits, mixing, states
+    )
+    head = _HEAD.pack(
+        states.bit_length() - 1, int(mixing), grid.exponent, grid.blur, *grid.origin, 0, GAIN_ONE, len(coded)
+    )
+    payload = head + coded + raw
+    return payload + bytes(max(0, (n + 7) // 8 - len(payload))), np.concatenate(
+        [[_code_length_bits(tree.intervals)], spent]
+    )
+
+
+def emit_layer(
+    parameters: SceneParameters,
+    tree: TileTree,
+    layer: tuple[int, int],
+    head: Ints,
+    magnitudes: Ints,
+    residuals: Ints,
+    mixing: bool = False,
+) -> tuple[bytes, float]:
+    """An SHC chunk, and its bits.
+
+    Args:
+        layer: first and last stream (exclusive).
+        head: (>= 12, n) int32 values of the base streams. magnitudes, residuals: (S, n) int32.
+    """
+    n = residuals.shape[1]
+    states = _states_for(n)
+    nothing = np.zeros((n, 0), np.uint32), np.zeros((n, 0), np.uint8)
+    before = np.zeros(0, np.uint32)
+    coded, raw, spent = _emit_streams(
+        parameters, tree, *layer, head, magnitudes, residuals, before, *nothing, mixing, states
+    )
+    return _LAYER_HEAD.pack(states.bit_length() - 1, int(mixing), 0, len(coded)) + coded + raw, float(spent.sum())
+
+
+def _states_for(n: int) -> int:
+    """Interleaved rANS states: eight decode fastest, and cost 32 bytes."""
+    return 8 if n >= 2048 else 4 if n >= 512 else 1
+
+
+def set_prefix_look(payload: bytes, grow: int, gain: int) -> bytes:
+    """A TILE chunk that says how its level and those below look without higher ones (SPEC.md, section 3.10).
+
+    Args:
+        grow: 1/1024 octaves of standard deviation. gain: 1/1024 of opacity.
+    """
+    return payload[:_LOOK_AT] + _LOOK.pack(grow, gain) + payload[_LOOK_AT + _LOOK.size :]
 
 
 def _code_length_bits(intervals: npt.NDArray[np.uint32]) -> float:
@@ -276,31 +349,114 @@ def stream_classes(stream: int, values: Ints) -> Ints:
 
 @dataclass(frozen=True)
 class DecodedTile:
-    """A tile as integers and exact reconstructions.
+    """A TILE chunk as integers and exact reconstructions.
 
     Attributes:
-        values: (S, n) int32 streams.
+        values: (n, 12) int32 base streams.
+        neighbors: (n, 4) int32.
         means: (n, 3) float32 world units.
         covariances: (n, 6) float64 xx, xy, xz, yy, yz, zz.
-        opacities: (n,) float32 logits.
-        sh0: (n, 1, 3) float32. shN: (n, K-1, 3) float32.
+        alphas: (n,) float64 opacities after the sigmoid.
+        sh0: (n, 1, 3) float32.
         smallest: standard deviation below which axes are cut off, world units.
+        grow, gain: how a prefix that ends with this level looks; not applied.
     """
 
     values: Ints
+    neighbors: Ints
     means: npt.NDArray[np.float32]
     covariances: Floats
-    opacities: npt.NDArray[np.float32]
+    alphas: Floats
     sh0: npt.NDArray[np.float32]
-    shN: npt.NDArray[np.float32]
     smallest: float
+    grow: int = 0
+    gain: int = GAIN_ONE
 
-    def gaussians(self) -> Gaussians:
-        """Quaternions and scales instead of covariances."""
+    def as_prefix(self, grow: int, gain: int) -> DecodedTile:
+        """The same as it looks in a prefix that ends with a level of `grow` and `gain`."""
+        if grow == 0 and gain == GAIN_ONE:
+            return self
+        covariances = self.covariances * exp2_fixed(2 * grow)
+        alphas = np.minimum(self.alphas * (gain / GAIN_ONE), 4095.0 / 4096.0)
+        return replace(self, covariances=covariances, alphas=alphas)
+
+    def gaussians(self, shN: npt.NDArray[np.float32] | None = None) -> Gaussians:
+        """Quaternions, scales and logits instead of covariances and opacities."""
         n = len(self.means)
         quats, scales = np.empty((n, 4), np.float32), np.empty((n, 3), np.float32)
         decompose_covariance(self.covariances, self.smallest, quats, scales)
-        return Gaussians(self.means, quats, scales, self.opacities, self.sh0, self.shN)
+        opacities = np.empty(n, np.float32)
+        logits(self.alphas, opacities)
+        rest = np.zeros((n, 0, 3), np.float32) if shN is None else shN
+        return Gaussians(self.means, quats, scales, opacities, self.sh0, rest)
+
+
+def _start(
+    payload: bytes, head: int, log_states: int, flags: int, length: int
+) -> tuple[ReadState, npt.NDArray[np.uint8]]:
+    """The rANS stream and the plain bits of a chunk."""
+    if log_states > 5:
+        raise FormatError("the chunk's header is damaged", offset=0)
+    if flags > 1:
+        raise FormatError(f"the chunk asks for coding tools {flags} that do not exist", offset=1)
+    if length > len(payload) - head:
+        raise TruncatedError("the chunk's rANS stream is cut off", offset=head)
+    state = start_decoding(memoryview(payload)[head : head + length], 1 << log_states)
+    return state, np.frombuffer(payload, np.uint8, offset=head + length)
+
+
+def _decode_streams(
+    parameters: SceneParameters,
+    model: RowModel,
+    mixing: bool,
+    state: ReadState,
+    raw: npt.NDArray[np.uint8],
+    values: Ints,
+    colors: Ints,
+    neighbors: Ints,
+    depths: Ints,
+    exponent: int,
+    plain: npt.NDArray[np.int64],
+    plain_bits: npt.NDArray[np.int64],
+) -> None:
+    """Fill `values` (n, W), and the plain bits of positions if these are the base streams."""
+    common = (model.first, values, colors, neighbors, depths, model.bias, model.begin, model.kinds, model.sources,
+              model.coefficients)  # fmt: skip
+    stream = state.states, state.words, state.cursor, raw, 0
+    position_args = exponent, parameters.size_step, parameters.precision, plain, plain_bits
+    if mixing:
+        mixer = MixerState()
+        position = mix_decode_rows(
+            *common, model.scales, model.own_terms, model.ranks, mixer.models, mixer.weights, *stream, *position_args
+        )
+    else:
+        tables = parameters.table_set()
+        position = decode_rows(
+            *common, model.modes, model.scales, model.own_terms, model.maps, tables.lookup, tables.freq, tables.start,
+            *stream, *position_args,
+        )  # fmt: skip
+    if position < 0:
+        raise FormatError("a class is out of range")
+    state.finish()
+    if position > 8 * len(raw):
+        raise TruncatedError("the plain bits are cut off")
+
+
+def prefix_look(payload: bytes) -> tuple[int, int]:
+    """(grow, gain) of a TILE chunk.
+
+    Raises:
+        FormatError: the header is cut off or out of range.
+    """
+    if len(payload) < _HEAD.size:
+        raise TruncatedError("the tile's header is cut off", offset=len(payload))
+    grow, gain = _LOOK.unpack_from(payload, _LOOK_AT)
+    if abs(grow) > _MAX_GROW or gain == 0:
+        raise FormatError("the tile's header is damaged", offset=_LOOK_AT)
+    return grow, gain
+
+
+_NO_BITS = np.zeros((0, 3), np.int64)
 
 
 def decode_tile(parameters: SceneParameters, payload: bytes, count: int) -> DecodedTile:
@@ -313,16 +469,11 @@ def decode_tile(parameters: SceneParameters, payload: bytes, count: int) -> Deco
         raise FormatError(f"{count} Gaussians in a tile of {len(payload)} bytes", offset=0)
     if len(payload) < _HEAD.size:
         raise TruncatedError("the tile's header is cut off", offset=len(payload))
-    log_states, flags, exponent, blur, ox, oy, oz, length = _HEAD.unpack_from(payload)
+    log_states, flags, exponent, blur, ox, oy, oz, grow, gain, length = _HEAD.unpack_from(payload)
     finite = all(abs(o) < 1e38 for o in (ox, oy, oz))
-    if log_states > 5 or abs(exponent) > 1000 or not 0 <= blur < 1e30 or not finite:
+    if abs(exponent) > 1000 or not 0 <= blur < 1e30 or not finite or abs(grow) > _MAX_GROW or gain == 0:
         raise FormatError("the tile's header is damaged", offset=0)
-    if flags > 1:
-        raise FormatError(f"the tile asks for coding tools {flags} that do not exist", offset=1)
-    if length > len(payload) - _HEAD.size:
-        raise TruncatedError("the tile's rANS stream is cut off", offset=_HEAD.size)
-    state = start_decoding(memoryview(payload)[_HEAD.size : _HEAD.size + length], 1 << log_states)
-    raw = np.frombuffer(payload, np.uint8, offset=_HEAD.size + length)
+    state, raw = _start(payload, _HEAD.size, log_states, flags, length)
     leaf_xyz, leaf_depths, leaf_counts = (np.empty((count, 3), np.int32), *(np.empty(count, np.int32) for _ in "12"))
     leaves = decode_octree(
         count, new_models(OCTREE_MODELS), state.states, state.words, state.cursor, leaf_xyz, leaf_depths, leaf_counts
@@ -334,78 +485,96 @@ def decode_tile(parameters: SceneParameters, payload: bytes, count: int) -> Deco
     leaf_centers(leaf_xyz, leaf_depths, leaf_counts, centers, depths)
     neighbors = np.empty((count, NUM_NEIGHBORS), np.int32)
     find_neighbors(centers, neighbors)
-    streams = num_streams(parameters.sh_degree)
-    values, magnitudes = np.zeros((streams, count), np.int32), np.zeros((streams, count), np.int32)
-    tables = parameters.table_set()
-    position = 0
-    state_of_mix = MixerState() if flags & 1 else None
-    for stream, model in enumerate(parameters.models):
-        p = model.predictor
-        group, classes = stream_group(stream), stream_classes(stream, values)
-        if state_of_mix is not None:
-            position = mix_decode_stream(
-                stream, group, GROUPS.index(group), model.scale, classes, values, magnitudes, neighbors, depths,
-                p.bias, p.kinds, p.sources, p.coefficients, state_of_mix.models, state_of_mix.weights,
-                state.states, state.words, state.cursor, raw, position,
-            )  # fmt: skip
-        else:
-            position = decode_stream(
-                stream, group, model.mode, model.scale, classes, values, magnitudes, neighbors, depths,
-                p.bias, p.kinds, p.sources, p.coefficients, model.context_map, tables.lookup, tables.freq,
-                tables.start, state.states, state.words, state.cursor, raw, position,
-            )  # fmt: skip
-        if stream <= COLOR_CLASS and (values[stream].min() < 0 or values[stream].max() > MAX_CLASS):
-            raise FormatError("a class is out of range", offset=_HEAD.size)
+    values = np.empty((count, SH_FIRST), np.int32)
+    plain, plain_bits = np.empty((count, 3), np.int64), np.empty((count, 3), np.int64)
+    _decode_streams(
+        parameters, parameters.row_model(0, SH_FIRST), bool(flags), state, raw, values, depths, neighbors, depths,
+        exponent, plain, plain_bits,
+    )  # fmt: skip
     means = np.empty((count, 3), np.float32)
     with np.errstate(over="ignore"):
-        position = _decode_positions(
-            leaf_xyz, leaf_depths, leaf_counts, values, exponent, parameters.size_step, parameters.precision,
-            np.array([ox, oy, oz]), raw, position, means,
-        )  # fmt: skip
-    state.finish()
-    if position > 8 * len(raw):
-        raise TruncatedError("the tile's plain bits are cut off", offset=len(payload))
+        _place(leaf_xyz, leaf_depths, leaf_counts, plain, plain_bits, exponent, np.array([ox, oy, oz]), means)
     covariances = np.empty((count, 6))
     decode_covariance(
         values, SIZE_FIRST, parameters.size_step, float(np.float32(parameters.shape_step)), float(blur), covariances
     )
-    opacities = np.empty(count, np.float32)
-    decode_opacity(values, OPACITY, parameters.opacity_step, opacities)
+    alphas = np.empty(count)
+    decode_alpha(values, OPACITY, parameters.opacity_step, alphas)
     sh0 = np.empty((count, 1, 3), np.float32)
     _decode_color(values, parameters.color_basis / MATRIX_SCALE, float(np.float32(parameters.color_step)), sh0)
-    shN = np.empty((count, num_sh_coefficients(parameters.sh_degree) - 1, 3), np.float32)
-    _decode_sh(
-        values, parameters.sh_color_basis / MATRIX_SCALE, parameters.sh_band_basis / MATRIX_SCALE,
-        float(np.float32(parameters.sh_step)), shN,
+    smallest = max(float(blur) / 16.0, 1e-30)
+    return DecodedTile(values, neighbors, means, covariances, alphas, sh0, smallest, grow, gain)
+
+
+def decode_layer(parameters: SceneParameters, layer: tuple[int, int], payload: bytes, tile: DecodedTile) -> Ints:
+    """Decode an SHC chunk.
+
+    Args:
+        layer: first and last stream (exclusive). tile: the TILE of the same level and tile.
+
+    Returns:
+        (n, last - first) int32 streams.
+
+    Raises:
+        FormatError: the bytes are damaged; offsets count from the start of the chunk.
+    """
+    if len(payload) < _LAYER_HEAD.size:
+        raise TruncatedError("the layer's header is cut off", offset=len(payload))
+    log_states, flags, _, length = _LAYER_HEAD.unpack_from(payload)
+    state, raw = _start(payload, _LAYER_HEAD.size, log_states, flags, length)
+    values = np.empty((len(tile.means), layer[1] - layer[0]), np.int32)
+    colors = np.ascontiguousarray(tile.values[:, COLOR_CLASS])
+    _decode_streams(
+        parameters, parameters.row_model(*layer), bool(flags), state, raw, values, colors, tile.neighbors, colors,
+        0, _NO_BITS, _NO_BITS,
     )  # fmt: skip
-    return DecodedTile(values, means, covariances, opacities, sh0, shN, max(float(blur) / 16.0, 1e-30))
+    return values
+
+
+def decode_sh(
+    parameters: SceneParameters, layers: Sequence[Ints | None], count: int, shN: npt.NDArray[np.float32]
+) -> None:
+    """SH coefficients from the streams of their layers, None where a layer is absent, into (n, K-1, 3) `shN`."""
+    bounds = parameters.layers()
+    if all(layer is None for layer in layers):
+        shN[:] = 0.0
+        return
+    streams = np.zeros((count, num_streams(parameters.sh_degree) - SH_FIRST), np.int32)
+    for (first, last), layer in zip(bounds, layers):
+        if layer is not None:
+            streams[:, first - SH_FIRST : last - SH_FIRST] = layer
+    _decode_sh(
+        streams, parameters.sh_color_basis / MATRIX_SCALE,
+        np.ascontiguousarray(parameters.sh_band_basis.T / MATRIX_SCALE), float(np.float32(parameters.sh_step)), shN,
+    )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
 def _decode_color(values, basis, step, sh0):
     for i in range(len(sh0)):
-        a = values[COLOR_FIRST, i] * step
-        b = values[COLOR_FIRST + 1, i] * step
-        c = values[COLOR_FIRST + 2, i] * step
+        a = values[i, COLOR_FIRST] * step
+        b = values[i, COLOR_FIRST + 1] * step
+        c = values[i, COLOR_FIRST + 2] * step
         for channel in range(3):
             sh0[i, 0, channel] = basis[channel, 0] * a + basis[channel, 1] * b + basis[channel, 2] * c
 
 
 @njit(cache=True, nogil=True)
-def _decode_sh(values, color_basis, band_basis, step, shN):
-    bands = band_basis.shape[0]
-    mixed = np.zeros((bands, 3))
+def _decode_sh(streams, color_basis, bands_of, step, shN):
+    """`bands_of` (K-1, K-1): row k is component k; inner loops run along rows, so that they vectorise."""
+    bands = bands_of.shape[0]
+    mixed = np.zeros((3, bands))
     for i in range(len(shN)):
         mixed[:, :] = 0.0
         for k in range(bands):
             for component in range(3):
-                v = values[SH_FIRST + 3 * k + component, i]
+                v = streams[i, 3 * k + component]
                 if v:
                     x = v * step
                     for band in range(bands):
-                        mixed[band, component] += band_basis[band, k] * x
+                        mixed[component, band] += bands_of[k, band] * x
         for band in range(bands):
-            a, b, c = mixed[band, 0], mixed[band, 1], mixed[band, 2]
+            a, b, c = mixed[0, band], mixed[1, band], mixed[2, band]
             for channel in range(3):
                 shN[i, band, channel] = (
                     color_basis[channel, 0] * a + color_basis[channel, 1] * b + color_basis[channel, 2] * c

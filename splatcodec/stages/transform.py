@@ -19,11 +19,13 @@ from numba import njit
 __all__ = [
     "EXP2_STEPS",
     "covariance_factors",
+    "decode_alpha",
     "decode_covariance",
-    "decode_opacity",
     "decompose_covariance",
     "exp2_fixed",
+    "logits",
     "position_bits",
+    "rotation_matrices",
 ]
 
 EXP2_STEPS = 1024
@@ -62,6 +64,16 @@ def exp2_fixed(t):
     return math.ldexp(EXP2_TABLE[t & 1023], e)
 
 
+def rotation_matrices(quats: npt.NDArray[np.float32]) -> Floats:
+    """(n, 3, 3) float64 rotations of (n, 4) unit quaternions, w x y z."""
+    w, x, y, z = quats.astype(np.float64).T
+    rotation: Floats = np.empty((len(quats), 3, 3))
+    rotation[:, 0] = np.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], 1)
+    rotation[:, 1] = np.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], 1)
+    rotation[:, 2] = np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], 1)
+    return rotation
+
+
 def covariance_factors(
     quats: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], blur: npt.NDArray[np.float64] | float
 ) -> tuple[Floats, Floats]:
@@ -75,11 +87,7 @@ def covariance_factors(
     Returns:
         (n, 3) float64 sqrt(D), and (n, 3) float64 L21, L31, L32.
     """
-    w, x, y, z = quats.astype(np.float64).T
-    rotation = np.empty((len(quats), 3, 3))
-    rotation[:, 0] = np.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], 1)
-    rotation[:, 1] = np.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], 1)
-    rotation[:, 2] = np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], 1)
+    rotation = rotation_matrices(quats)
     # Axes much thinner than the longest one cannot be told apart in double precision; keep the ratio below 1e5.
     s = scales.astype(np.float64)
     s = np.exp(np.maximum(s, s.max(1, keepdims=True) - 11.5))
@@ -103,7 +111,7 @@ def decode_covariance(values, first, size_step, shape_step, blur, covariances):
     """Covariances of a tile.
 
     Args:
-        values: (S, n) int32; rows `first`..`first + 5` are log2 sqrt(D) and L21, L31, L32 in whitened units.
+        values: (n, S) int32; columns `first`..`first + 5` are log2 sqrt(D) and L21, L31, L32 in whitened units.
         size_step: 1/1024 octaves of sqrt(D) a base unit.
         shape_step: float64 whitened units a base unit.
         blur: float64 world units, taken out again.
@@ -111,13 +119,13 @@ def decode_covariance(values, first, size_step, shape_step, blur, covariances):
     """
     square = blur * blur
     for i in range(covariances.shape[0]):
-        r1 = exp2_fixed(np.int64(values[first, i]) * size_step)
-        r2 = exp2_fixed(np.int64(values[first + 1, i]) * size_step)
-        r3 = exp2_fixed(np.int64(values[first + 2, i]) * size_step)
+        r1 = exp2_fixed(np.int64(values[i, first]) * size_step)
+        r2 = exp2_fixed(np.int64(values[i, first + 1]) * size_step)
+        r3 = exp2_fixed(np.int64(values[i, first + 2]) * size_step)
         # Columns of L sqrt(D): entries below the diagonal are w * r_i by the definition of whitened units.
-        b = (values[first + 3, i] * shape_step) * r2
-        c = (values[first + 4, i] * shape_step) * r3
-        f = (values[first + 5, i] * shape_step) * r3
+        b = (values[i, first + 3] * shape_step) * r2
+        c = (values[i, first + 4] * shape_step) * r3
+        f = (values[i, first + 5] * shape_step) * r3
         covariances[i, 0] = r1 * r1 - square
         covariances[i, 1] = r1 * b
         covariances[i, 2] = r1 * c
@@ -217,9 +225,15 @@ def position_bits(edge_exponent, depth, size_value, size_step, precision, cls):
 
 
 @njit(cache=True, nogil=True)
-def decode_opacity(values, row, opacity_step, opacities):
-    """(n,) float32 logits from row `row` of `values`: -log2(alpha) in units of `opacity_step` / 1024 octaves."""
+def decode_alpha(values, column, opacity_step, alphas):
+    """(n,) float64 opacities from a column of `values`: -log2(alpha) in units of `opacity_step` / 1024 octaves."""
+    for i in range(len(alphas)):
+        alpha = exp2_fixed(-np.int64(max(values[i, column], 0)) * opacity_step)
+        alphas[i] = min(max(alpha, 1.0 / 4096.0), 4095.0 / 4096.0)
+
+
+@njit(cache=True, nogil=True)
+def logits(alphas, opacities):
+    """(n,) float32 logits of opacities strictly between 0 and 1."""
     for i in range(len(opacities)):
-        alpha = exp2_fixed(-np.int64(max(values[row, i], 0)) * opacity_step)
-        alpha = min(max(alpha, 1.0 / 4096.0), 4095.0 / 4096.0)
-        opacities[i] = math.log(alpha / (1.0 - alpha))
+        opacities[i] = math.log(alphas[i] / (1.0 - alphas[i]))

@@ -1,29 +1,127 @@
 """Decoding a still scene: the whole flow on one page.
 
 container -> PARM -> SceneParameters
-          -> TILE -> rANS -> octree, classes, sizes, shapes, opacity, colour, SH -> Gaussians
+          -> which levels and tiles are wanted -> TILE and SHC chunks of each, as units
+          -> TILE -> rANS -> octree, classes, sizes, shapes, opacity, colour; SHC -> SH components -> Gaussians
           -> COLD, COLS -> side arrays
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ..bitstream.container import ChunkEntry, Container
-from ..errors import FormatError, SplatCodecError
+from ..errors import FormatError, ParameterError, SplatCodecError
 from ..gaussians import Gaussians, num_sh_coefficients
 from ..limits import DEFAULT_LIMITS, Limits
 from ..stages.parameters import SceneParameters
-from ..stages.tile import MAX_TILE, DecodedTile, decode_tile
-from ..stages.transform import decompose_covariance
+from ..stages.tile import GAIN_ONE, MAX_TILE, decode_layer, decode_sh, decode_tile, prefix_look
+from ..stages.transform import decompose_covariance, logits
 
-__all__ = ["decode_lossy"]
+__all__ = ["Selection", "decode_lossy"]
 
 Progress = Callable[[str, float], None]
+_LAYER_TYPES = ("SHC1", "SHC2", "SHC3")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which part of a scene to decode. What is given in several ways must hold in all of them.
+
+    Attributes:
+        level: levels 1 to this one; 0 = the thumbnail, where there is one; None = all.
+        tiles: numbers of the tiles; None = all.
+        region: lowest and highest corner, world units: only tiles whose box meets it, only Gaussians whose means are
+            in it.
+        max_gaussians: the longest beginning of the file, in whole chunks, with at most so many Gaussians; tiles that
+            it does not reach are shown by their thumbnail, which counts too.
+        sh_layers: layers of SH components, 0..3; None = all.
+        keep_going: leave out damaged chunks (and say so in `damage`) instead of failing.
+    """
+
+    level: int | None = None
+    tiles: Sequence[int] | None = None
+    region: tuple[Sequence[float], Sequence[float]] | None = None
+    max_gaussians: int | None = None
+    sh_layers: int | None = None
+    keep_going: bool = False
+
+    def __post_init__(self) -> None:
+        if self.level is not None and self.level < 0:
+            raise ParameterError(f"level {self.level}, expected 0 or more", field="level")
+        if self.max_gaussians is not None and self.max_gaussians < 1:
+            raise ParameterError(f"at most {self.max_gaussians} Gaussians, expected 1 or more", field="max_gaussians")
+        if self.sh_layers is not None and not 0 <= self.sh_layers <= 3:
+            raise ParameterError(f"{self.sh_layers} SH layers, expected 0 to 3", field="sh_layers")
+        if self.region is not None:
+            corners = np.asarray(self.region, np.float64)
+            if corners.shape != (2, 3) or np.isnan(corners).any() or (corners[0] > corners[1]).any():
+                raise ParameterError("the region is not a lowest and a highest corner", field="region")
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is left out."""
+        return self.level is None and self.tiles is None and self.region is None and self.max_gaussians is None
+
+
+class ChunkLike(Protocol):
+    """What a Chunk and a ChunkEntry have in common."""
+
+    @property
+    def type(self) -> str: ...
+    @property
+    def level(self) -> int: ...
+    @property
+    def tile(self) -> int: ...
+    @property
+    def count(self) -> int: ...
+
+
+C = TypeVar("C", bound=ChunkLike)
+
+
+@dataclass
+class Unit(Generic[C]):
+    """The chunks of one level of one tile; None where a layer of SH components is absent."""
+
+    tile: C
+    layers: list[C | None]
+
+
+def group_units(chunks: Iterable[C]) -> list[Unit[C]]:
+    """TILE chunks in their order, each with its SHC chunks.
+
+    Raises:
+        FormatError: two chunks for the same thing, or an SHC without its TILE or with another count.
+    """
+    units: dict[tuple[int, int], Unit[C]] = {}
+    listed = [chunk for chunk in chunks if chunk.type == "TILE" or chunk.type in _LAYER_TYPES]
+    for chunk in listed:
+        key = chunk.level, chunk.tile
+        if chunk.type == "TILE":
+            if key in units:
+                raise FormatError("two chunks for the same level and tile", chunk=chunk_label(chunk))
+            units[key] = Unit(chunk, [None, None, None])
+    for chunk in listed:
+        if chunk.type != "TILE":
+            unit = units.get((chunk.level, chunk.tile))
+            layer = _LAYER_TYPES.index(chunk.type)
+            if unit is None or unit.layers[layer] is not None or unit.tile.count != chunk.count:
+                raise FormatError("SH components that do not belong to a tile", chunk=chunk_label(chunk))
+            unit.layers[layer] = chunk
+    return list(units.values())
+
+
+def chunk_label(chunk: ChunkLike) -> str:
+    """How messages name a chunk, such as `TILE[1/3]` (level, tile)."""
+    return f"{chunk.type}[{chunk.level}/{chunk.tile}]"
 
 
 def worker_count(threads: int | None) -> int:
@@ -32,8 +130,11 @@ def worker_count(threads: int | None) -> int:
 
 
 def check_counts(container: Container, entries: Sequence[ChunkEntry], limits: Limits) -> int:
-    """Number of Gaussians of TILE or COLS chunks, checked against the header and the limits before allocating."""
-    total = 0
+    """Number of Gaussians of TILE or COLS chunks, checked against the header and the limits before allocating.
+
+    Level 0, merged Gaussians of a lossy scene, is not counted.
+    """
+    total = merged = 0
     for entry in entries:
         if not 1 <= entry.count <= MAX_TILE or entry.count > 8 * entry.length:
             raise FormatError(
@@ -42,13 +143,97 @@ def check_counts(container: Container, entries: Sequence[ChunkEntry], limits: Li
                 chunk=entry.label,
                 offset=entry.offset,
             )
-        total += entry.count
+        if entry.type == "TILE" and entry.level == 0:
+            merged += entry.count
+        else:
+            total += entry.count
     if total != container.num_gaussians:
         raise FormatError(
             f"chunks hold {total} Gaussians, the header says {container.num_gaussians}", file=container.name, offset=24
         )
-    limits.check_gaussians(total, file=container.name)
+    limits.check_gaussians(max(total, merged), file=container.name)
     return total
+
+
+def read_units(container: Container, limits: Limits) -> list[Unit[ChunkEntry]]:
+    """The levels of tiles of a lossy scene in file order, level 0 included, checked."""
+    try:
+        units = group_units(container.chunks)
+    except SplatCodecError as error:
+        raise error.locate(file=container.name) from None
+    check_counts(container, [unit.tile for unit in units], limits)
+    return units
+
+
+def tile_boxes(container: Container) -> npt.NDArray[np.float32] | None:
+    """(T, 2, 3) lowest and highest corners of the tiles; None where the file has none.
+
+    Raises:
+        FormatError: the chunk is damaged.
+    """
+    entries = container.of_type("TBOX")
+    if not entries:
+        return None
+    payload = container.read(container.one("TBOX"))
+    if len(payload) != 24 * entries[0].count:
+        raise FormatError(
+            f"{len(payload)} bytes for {entries[0].count} boxes", file=container.name, chunk="TBOX",
+            offset=entries[0].offset,
+        )  # fmt: skip
+    return np.frombuffer(payload, "<f4").reshape(-1, 2, 3).astype(np.float32)
+
+
+def choose_units(container: Container, units: list[Unit[ChunkEntry]], selection: Selection) -> list[Unit[ChunkEntry]]:
+    """The units that a selection asks for, in file order.
+
+    Raises:
+        ParameterError: it asks for levels or tiles that are not there, or for too few Gaussians.
+    """
+    levels = sorted({unit.tile.level for unit in units})
+    wanted = units
+    if selection.tiles is not None:
+        known = {unit.tile.tile for unit in units}
+        missing = [tile for tile in selection.tiles if tile not in known]
+        if missing:
+            raise ParameterError(f"there is no tile {missing[0]}, the file has {len(known)}", file=container.name)
+        wanted = [unit for unit in wanted if unit.tile.tile in set(selection.tiles)]
+    if selection.region is not None:
+        boxes = tile_boxes(container)
+        if boxes is not None:
+            low, high = np.asarray(selection.region, np.float64)
+            meets = ((boxes[:, 0] <= high) & (boxes[:, 1] >= low)).all(1)
+            wanted = [unit for unit in wanted if unit.tile.tile >= len(meets) or meets[unit.tile.tile]]
+    if selection.level == 0:
+        if 0 not in levels and units:
+            raise ParameterError("the file has no thumbnail (level 0)", file=container.name, field="level")
+        return [unit for unit in wanted if unit.tile.level == 0]
+    if selection.level is not None:
+        wanted = [unit for unit in wanted if unit.tile.level <= selection.level]
+    if selection.max_gaussians is not None:
+        wanted = _fitting(container, wanted, selection.max_gaussians)
+    shown = {unit.tile.tile for unit in wanted if unit.tile.level}
+    return [unit for unit in wanted if unit.tile.level or unit.tile.tile not in shown]
+
+
+def _fitting(container: Container, units: list[Unit[ChunkEntry]], most: int) -> list[Unit[ChunkEntry]]:
+    """The longest beginning whose Gaussians, thumbnails of tiles it does not reach included, are at most `most`."""
+    thumbnails = {unit.tile.tile: unit.tile.count for unit in units if unit.tile.level == 0}
+    total = sum(thumbnails.values())
+    best = len(thumbnails) if total <= most else 0
+    start = sum(unit.tile.level == 0 for unit in units)
+    for k, unit in enumerate(units[start:], start + 1):
+        total += unit.tile.count - thumbnails.pop(unit.tile.tile, 0)
+        if total <= most:
+            best = k
+        elif not thumbnails:
+            break
+    if not best and units:
+        least = min(sum(unit.tile.count for unit in units[:start]) or total, units[0].tile.count)
+        raise ParameterError(
+            f"{most} Gaussians are fewer than the file's first chunk has", file=container.name, field="max_gaussians",
+            hint=f"ask for {least} or more",
+        )  # fmt: skip
+    return units[:best]
 
 
 def read_parameters(container: Container) -> SceneParameters:
@@ -62,53 +247,128 @@ def read_parameters(container: Container) -> SceneParameters:
 
 def decode_lossy(
     container: Container,
+    selection: Selection = Selection(),
     *,
     limits: Limits = DEFAULT_LIMITS,
     threads: int | None = None,
     progress: Progress | None = None,
-) -> Gaussians:
-    """All Gaussians of a lossy scene, without side arrays and metadata.
+    damage: list[str] | None = None,
+) -> tuple[Gaussians, npt.NDArray[np.int64]]:
+    """Gaussians of a lossy scene, without side arrays and metadata.
 
     Args:
-        threads: tiles decoded at once; the result does not depend on it.
+        selection: which of them; all by default.
+        threads: chunks decoded at once; the result does not depend on it.
         progress: called with (stage, share done 0..1).
+        damage: gets a line for each chunk left out, if the selection says to keep going.
+
+    Returns:
+        the Gaussians, and the (n,) int64 row that each has in the whole scene, -1 for merged ones of level 0.
 
     Raises:
         SplatCodecError: the file is damaged or breaks the limits; names file, chunk and byte.
+        ParameterError: the selection asks for what is not there.
     """
     parameters = read_parameters(container)
-    entries = container.of_type("TILE")
-    total = check_counts(container, entries, limits)
+    every = read_units(container, limits)
+    rows_of, at = {}, 0
+    for unit in every:
+        if unit.tile.level:
+            rows_of[unit.tile.level, unit.tile.tile] = at
+            at += unit.tile.count
+    if selection.everything:
+        units = [unit for unit in every if unit.tile.level]
+        if not selection.keep_going:  # boxes and thumbnails are not needed, but a damaged file is damaged
+            tile_boxes(container)
+            for unit in every:
+                for entry in [unit.tile, *unit.layers] if unit.tile.level == 0 else ():
+                    if entry:
+                        container.check(entry)
+    else:
+        units = choose_units(container, every, selection)
+    layers = len(parameters.layers())
+    layers = layers if selection.sh_layers is None else min(layers, selection.sh_layers)
     rest = num_sh_coefficients(parameters.sh_degree) - 1
+    total = sum(unit.tile.count for unit in units)
     limits.check_bytes(total * 4 * (14 + 3 * rest), "the scene", file=container.name)
-    scene = BlankScene([entry.count for entry in entries], parameters.sh_degree)
-    payloads: dict[int, bytes] = {}
+    scene = BlankScene([unit.tile.count for unit in units], parameters.sh_degree)
+    highest: dict[int, int] = {}
+    for unit in every:
+        highest[unit.tile.tile] = max(unit.tile.level, highest.get(unit.tile.tile, 0))
+    top = {unit.tile.tile: unit for unit in sorted(units, key=lambda unit: unit.tile.level)}
+    looks = {}
+    for tile, unit in top.items():
+        if 0 < unit.tile.level < highest[tile]:
+            looks[tile] = _guarded(container, unit.tile, prefix_look)
+    left_out: list[tuple[int, str]] = []
+
+    def read(entry: ChunkEntry) -> bytes | None:
+        try:
+            return container.read(entry)
+        except SplatCodecError as error:
+            if not selection.keep_going:
+                raise
+            left_out.append((entry.offset, f"{entry.label}: {error}"))
+            return None
 
     def work(k: int) -> None:
-        entry = entries[k]
+        unit, contents = units[k], loaded.pop(k)
+        entries = [unit.tile, *unit.layers]
+        if contents[0] is None:
+            scene.leave_out(k)
+            return
+        look = looks.get(unit.tile.tile, (0, GAIN_ONE))
         try:
-            scene.put(k, decode_tile(parameters, payloads.pop(k), entry.count))
+            scene.decode(k, parameters, contents[0], contents[1:], look)
         except SplatCodecError as error:
-            raise _locate(error, container, entry) from None
+            which = entries[getattr(error, "layer", 0)] or unit.tile
+            located = _locate(error, container, which)
+            if not selection.keep_going:
+                raise located from None
+            left_out.append((which.offset, f"{which.label}: {located}"))
+            scene.leave_out(k)
 
+    loaded: dict[int, list[bytes | None]] = {}
     workers = worker_count(threads)
     with ThreadPoolExecutor(workers) as pool:
         done = 0
-        for first in range(0, len(entries), 2 * workers):
-            batch = range(first, min(first + 2 * workers, len(entries)))
-            payloads.update({k: container.read(entries[k]) for k in batch})
+        for first in range(0, len(units), 2 * workers):
+            batch = range(first, min(first + 2 * workers, len(units)))
+            for k in batch:
+                wanted = [units[k].tile, *units[k].layers[:layers]]
+                loaded[k] = [read(entry) if entry else None for entry in wanted]
             for _ in pool.map(work, batch):
                 done += 1
                 if progress:
-                    progress("decode", done / len(entries))
-    return scene.gaussians()
+                    progress("decode", done / len(units))
+    if damage is not None:
+        damage.extend(text for _, text in sorted(left_out))
+    gaussians = scene.gaussians()
+    if selection.everything and not left_out:
+        return gaussians, np.arange(total)
+    spans = [(rows_of.get((unit.tile.level, unit.tile.tile), -1), unit.tile.count) for unit in units]
+    parts = [np.arange(a, a + n) if a >= 0 else np.full(n, -1) for a, n in spans]
+    rows = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    inside = scene.complete()
+    if selection.region is not None:
+        low, high = np.asarray(selection.region, np.float64)
+        inside &= ((gaussians.means >= low) & (gaussians.means <= high)).all(1)
+    return gaussians.selected(inside), rows[inside]
+
+
+def _guarded(container: Container, entry: ChunkEntry, look: Callable[[bytes], tuple[int, int]]) -> tuple[int, int]:
+    """`grow` and `gain` of a TILE chunk; neutral ones if it is damaged, which decoding it will say."""
+    try:
+        return look(container.read(entry))
+    except SplatCodecError:
+        return 0, GAIN_ONE
 
 
 class BlankScene:
-    """Arrays of a scene that tiles are decoded into, so that no tile is copied twice.
+    """Arrays of a scene that chunks are decoded into, so that nothing is copied twice.
 
     Args:
-        counts: Gaussians of each tile. sh_degree: 0..3.
+        counts: Gaussians of each unit. sh_degree: 0..3.
     """
 
     def __init__(self, counts: Sequence[int], sh_degree: int) -> None:
@@ -117,13 +377,54 @@ class BlankScene:
         self._means, self._quats, self._scales = (np.empty((total, width), np.float32) for width in (3, 4, 3))
         self._opacities, self._sh0 = np.empty(total, np.float32), np.empty((total, 1, 3), np.float32)
         self._shN = np.empty((total, num_sh_coefficients(sh_degree) - 1, 3), np.float32)
+        self._missing: list[int] = []
 
-    def put(self, k: int, tile: DecodedTile) -> None:
-        """Fill in tile k; tiles may be put by several threads."""
+    def decode(
+        self,
+        k: int,
+        parameters: SceneParameters,
+        payload: bytes,
+        layers: Sequence[bytes | None],
+        look: tuple[int, int] = (0, GAIN_ONE),
+    ) -> None:
+        """Decode a TILE and its SHC chunks as unit k; several threads may decode at once.
+
+        Args:
+            look: grow and gain of the prefix that the unit is shown in.
+
+        Raises:
+            FormatError: damaged; its attribute `layer` is 0 for the TILE, 1 to 3 for an SHC.
+        """
         rows = slice(int(self._starts[k]), int(self._starts[k + 1]))
+        count = rows.stop - rows.start
+        tile = decode_tile(parameters, payload, count)
+        streams = []
+        for layer, (bounds, content) in enumerate(zip(parameters.layers(), layers), 1):
+            try:
+                streams.append(None if content is None else decode_layer(parameters, bounds, content, tile))
+            except SplatCodecError as error:
+                error.layer = layer  # type: ignore[attr-defined]
+                raise
+        streams += [None] * (len(parameters.layers()) - len(streams))
+        decode_sh(parameters, streams, count, self._shN[rows])
+        tile = tile.as_prefix(*look)
         decompose_covariance(tile.covariances, tile.smallest, self._quats[rows], self._scales[rows])
-        self._means[rows], self._opacities[rows] = tile.means, tile.opacities
-        self._sh0[rows], self._shN[rows] = tile.sh0, tile.shN
+        logits(tile.alphas, self._opacities[rows])
+        self._means[rows], self._sh0[rows] = tile.means, tile.sh0
+
+    def leave_out(self, k: int) -> None:
+        """Unit k could not be decoded."""
+        rows = slice(int(self._starts[k]), int(self._starts[k + 1]))
+        for array in (self._means, self._quats, self._scales, self._opacities, self._sh0, self._shN):
+            array[rows] = 0.0
+        self._missing.append(k)
+
+    def complete(self) -> npt.NDArray[np.bool_]:
+        """(n,) whether each Gaussian was decoded."""
+        inside = np.ones(int(self._starts[-1]), bool)
+        for k in self._missing:
+            inside[self._starts[k] : self._starts[k + 1]] = False
+        return inside
 
     def gaussians(self) -> Gaussians:
         """The scene, once every tile has been put."""

@@ -1,7 +1,8 @@
 """Encoding a still scene: the whole flow on one page.
 
-Gaussians -> importance over the encoder's views -> slope K -> which are kept, classes, steps   (preprocess)
-          -> tiles: order, octree -> closed-loop prediction -> contexts, tables -> PARM, TILE    (stages, entropy)
+Gaussians -> importance over the encoder's views -> display order, thumbnail                    (preprocess)
+          -> slope K -> which are kept, classes, steps, levels
+          -> tiles: order, octree -> closed-loop prediction -> contexts, tables -> PARM, TILE, SHC (stages, entropy)
           -> decode, render, compare with the original -> better K, until quality or size is met
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -20,21 +21,24 @@ from ..bitstream.container import Chunk
 from ..errors import ParameterError
 from ..gaussians import Gaussians
 from ..metrics.psnr import covered_psnr_db
+from ..preprocess.levels import best_look, display_ranks, level_shares, scaled, thumbnail_count
 from ..preprocess.plan import LossyOptions, Plan, Tuning, make_plan
 from ..preprocess.refit import RefitViews, refit_colors
+from ..preprocess.thumbnail import thumbnail_of
 from ..preprocess.view_weights import ViewWeights
 from ..render.camera import Camera, encoder_cameras
 from ..render.contribution import Contributions, contributions
 from ..render.cpu import render
 from ..render.rendering import Rendering
 from ..stages.parameters import COLOR_FIRST, OPACITY, SH_FIRST, SIZE_FIRST, SceneParameters, num_streams
-from ..stages.tile import MAX_TILE, decode_tile, emit_tile
-from .decoder import BlankScene, worker_count
+from ..stages.tile import emit_layer, emit_tile, set_prefix_look
+from .decoder import BlankScene, group_units, worker_count
 from .quantization import (
     ColorBases,
     Feedback,
     PackedTile,
     Tile,
+    TileCut,
     TileTargets,
     choose_contexts,
     cut_tiles,
@@ -48,7 +52,7 @@ from .quantization import (
     tile_targets,
 )
 
-__all__ = ["EncodedTiles", "decode_encoded", "encode_lossy", "encode_tiles"]
+__all__ = ["EncodedTiles", "LevelPlan", "decode_encoded", "encode_lossy", "encode_tiles"]
 
 Progress = Callable[[str, float], None]
 
@@ -58,9 +62,10 @@ class EncodedTiles:
     """Chunks of a lossy scene, with the order in which they hold the Gaussians.
 
     Attributes:
-        chunks: PARM, then TILE chunks.
+        chunks: PARM, TBOX, then of each level TILE and SHC chunks.
         order: (M,) int64 rows of the scene in decoding order.
         parameters: what PARM holds.
+        level_counts: Gaussians of level 0 (merged ones), 1, ...
         rate_bits: bits by what they were spent on.
         seconds: by stage. notes: for people.
         mixing: whether reading it needs the feature `mixing-1`.
@@ -69,6 +74,7 @@ class EncodedTiles:
     chunks: list[Chunk]
     order: npt.NDArray[np.int64]
     parameters: SceneParameters
+    level_counts: list[int]
     rate_bits: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -76,25 +82,61 @@ class EncodedTiles:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the chunks."""
-        return sum(len(chunk.payload) for chunk in self.chunks)
+        """Bytes of the chunks and of their entries in the table of contents."""
+        return sum(len(chunk.payload) + _ENTRY_BYTES for chunk in self.chunks)
 
 
-def encode_tiles(gaussians: Gaussians, plan: Plan, pool: ThreadPoolExecutor) -> EncodedTiles:
+@dataclass(frozen=True)
+class LevelPlan:
+    """What comes first when a scene is loaded.
+
+    Attributes:
+        ranks: (N,) int64 place of each Gaussian in the order in which they are shown.
+        thumbnail: merged Gaussians from their number; None = no thumbnail.
+        levels: False puts all Gaussians into level 1.
+    """
+
+    ranks: npt.NDArray[np.int64]
+    thumbnail: Callable[[int], Gaussians] | None = None
+    levels: bool = True
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A level of a tile to be coded: rows of the scene, or of the thumbnail after it."""
+
+    level: int
+    number: int
+    rows: npt.NDArray[np.int64]
+
+
+_ENTRY_BYTES = 16  # about, of the table of contents
+_BOX_SIGMAS = 3.0
+
+
+def encode_tiles(gaussians: Gaussians, plan: Plan, levels: LevelPlan, pool: ThreadPoolExecutor) -> EncodedTiles:
     """Code the kept Gaussians of a cleaned scene.
 
     Args:
         gaussians: finite values only (`Gaussians.cleaned`).
+        levels: in which order they are shown.
         pool: worker threads; the bytes do not depend on their number.
     """
-    scene, steps, classes = gaussians, plan.steps, plan.classes
-    bases = ColorBases.fit(scene, plan.kept, plan.color_weights)
-    tiles = list(pool.map(lambda rows: make_tile(scene, rows, classes, steps), cut_tiles(scene.means, plan.kept)))
+    steps = plan.steps
+    bases = ColorBases.fit(gaussians, plan.kept, plan.color_weights)
+    cut = cut_tiles(gaussians.means, plan.kept)
+    scene, classes, jobs = _jobs(gaussians, plan, levels, cut)
+    streams = num_streams(scene.sh_degree)
+
+    def make(job: _Job) -> Tile:
+        return make_tile(scene, job.rows, classes, steps, job.level, job.number)
+
+    tiles = list(pool.map(make, jobs))
 
     def targets_of(tile: Tile) -> TileTargets:
         return tile_targets(scene, tile, classes, steps, bases)
 
-    models = fit_predictors(tiles, targets_of, num_streams(scene.sh_degree), pool)
+    models = fit_predictors(tiles, targets_of, streams, pool)
     fit_scales(models, tiles, targets_of, steps, bases, pool)
     feedback = None
     if plan.view_weights is not None:
@@ -119,40 +161,115 @@ def encode_tiles(gaussians: Gaussians, plan: Plan, pool: ThreadPoolExecutor) -> 
     )  # fmt: skip
     parameters.table_set()
 
-    def emit(k: int) -> tuple[bytes, npt.NDArray[np.float64]]:
+    def emit(k: int) -> tuple[bytes, list[bytes], npt.NDArray[np.float64], list[float]]:
         tile, q = tiles[k], packed.pop(k).unpacked()
         fractions, shape = tile_geometry(scene, tile)
-        return emit_tile(
+        payload, bits = emit_tile(
             parameters, tile.grid, tile.tree, q.values, q.magnitudes, q.residuals, fractions, shape, plan.mixing
         )
+        layers = [
+            emit_layer(parameters, tile.tree, layer, q.values, q.magnitudes, q.residuals, plan.mixing)
+            for layer in parameters.layers()
+        ]
+        return payload, [layer for layer, _ in layers], bits, [spent for _, spent in layers]
 
-    chunks = [Chunk("PARM", parameters.to_bytes())]
-    spent = np.zeros(len(models) + 2)
-    for k, (tile, (payload, bits)) in enumerate(zip(tiles, pool.map(emit, range(len(tiles))))):
-        chunks.append(Chunk("TILE", payload, tile=k, count=len(tile.rows)))
-        spent += bits
-    order = np.concatenate([tile.rows for tile in tiles]) if tiles else np.zeros(0, np.int64)
-    streams = spent[1:-1]
+    chunks = [Chunk("PARM", parameters.to_bytes()), _tile_boxes(gaussians, cut)]
+    spent: npt.NDArray[np.float64] = np.zeros(SH_FIRST + 2)
+    sh_spent = thumbnail_spent = 0.0
+    level_chunks: dict[tuple[int, int], list[Chunk]] = {}
+    for tile, (payload, layers, bits, sh_bits) in zip(tiles, pool.map(emit, range(len(tiles)))):
+        for k, content in enumerate([payload, *layers]):
+            kind = f"SHC{k}" if k else "TILE"
+            chunk = Chunk(kind, content, level=tile.level, tile=tile.number, count=len(tile.rows))
+            level_chunks.setdefault((tile.level, k), []).append(chunk)
+        if tile.level:
+            spent += bits
+            sh_spent += sum(sh_bits)
+        else:
+            thumbnail_spent += float(bits.sum()) + sum(sh_bits)
+    for key in sorted(level_chunks):
+        chunks += level_chunks[key]
+    order = [tile.rows for tile in tiles if tile.level]
+    counts = np.bincount([tile.level for tile in tiles], [len(tile.rows) for tile in tiles], 1).astype(int)
+    by_stream = spent[1:-1]
     rate_bits = {
         "parameters": 8.0 * len(chunks[0].payload),
+        "thumbnail": thumbnail_spent,
         "positions": float(spent[0] + spent[-1]),
-        "classes": float(streams[:SIZE_FIRST].sum()),
-        "covariance": float(streams[SIZE_FIRST:OPACITY].sum()),
-        "opacity": float(streams[OPACITY]),
-        "color": float(streams[COLOR_FIRST:SH_FIRST].sum()),
-        "sh": float(streams[SH_FIRST:].sum()),
+        "classes": float(by_stream[:SIZE_FIRST].sum()),
+        "covariance": float(by_stream[SIZE_FIRST:OPACITY].sum()),
+        "opacity": float(by_stream[OPACITY]),
+        "color": float(by_stream[COLOR_FIRST:SH_FIRST].sum()),
+        "sh": sh_spent,
     }
-    return EncodedTiles(chunks, order, parameters, rate_bits)
+    rows = np.concatenate(order) if order else np.zeros(0, np.int64)
+    return EncodedTiles(chunks, rows, parameters, counts.tolist(), rate_bits)
 
 
-def decode_encoded(encoded: EncodedTiles, pool: ThreadPoolExecutor) -> Gaussians:
-    """What a decoder makes of the chunks, in their order."""
-    tiles = [chunk for chunk in encoded.chunks if chunk.type == "TILE"]
-    decoded = BlankScene([tile.count for tile in tiles], encoded.parameters.sh_degree)
-    for _ in pool.map(
-        lambda k: decoded.put(k, decode_tile(encoded.parameters, tiles[k].payload, tiles[k].count)), range(len(tiles))
-    ):
-        pass
+def _jobs(
+    gaussians: Gaussians, plan: Plan, levels: LevelPlan, cut: TileCut
+) -> tuple[Gaussians, npt.NDArray[np.int32], list[_Job]]:
+    """The scene with its thumbnail behind it, classes of both, and what is coded in file order."""
+    n, kept = gaussians.num_gaussians, plan.kept
+    level_of = np.ones(n, np.int64)
+    shares = level_shares(len(kept)) if levels.levels else (1.0,)
+    shown = kept[np.argsort(levels.ranks[kept], kind="stable")]
+    for share in shares[:-1]:
+        level_of[shown[int(share * len(kept)) :]] += 1
+    # What shows most in its first level comes first.
+    worth = [float(plan.color_weights[rows].sum()) for rows in cut.rows]
+    tile_order = np.argsort(-np.array(worth), kind="stable")
+    jobs = []
+    scene, classes = gaussians, plan.classes
+    count = thumbnail_count(len(kept), gaussians.sh_degree) if levels.thumbnail and levels.levels else 0
+    if count and levels.thumbnail:
+        thumbnail = levels.thumbnail(count)
+        scene = _joined(gaussians, thumbnail)
+        coarse = np.broadcast_to(np.array(plan.thumbnail_classes, np.int32), (len(thumbnail), 2))
+        classes = np.concatenate([plan.classes, coarse])
+        tile_of = cut.tile_of(thumbnail.means)
+        jobs += [_Job(0, int(t), n + np.flatnonzero(tile_of == t)) for t in tile_order]
+    for level in range(1, len(shares) + 1):
+        jobs += [_Job(level, int(t), cut.rows[t][level_of[cut.rows[t]] == level]) for t in tile_order]
+    return scene, classes, [job for job in jobs if len(job.rows)]
+
+
+def _joined(a: Gaussians, b: Gaussians) -> Gaussians:
+    """Rows of a, then of b; the metadata of a, no extras."""
+    return Gaussians(
+        np.concatenate([a.means, b.means]),
+        np.concatenate([a.quats, b.quats]),
+        np.concatenate([a.scales, b.scales]),
+        np.concatenate([a.opacities, b.opacities]),
+        np.concatenate([a.sh0, b.sh0]),
+        np.concatenate([a.shN, b.shN]),
+    )
+
+
+def _tile_boxes(gaussians: Gaussians, cut: TileCut) -> Chunk:
+    """The TBOX chunk."""
+    boxes = np.zeros((len(cut.rows), 2, 3), "<f4")
+    for box, rows in zip(boxes, cut.rows):
+        means = gaussians.means[rows].astype(np.float64)
+        reach = _BOX_SIGMAS * np.exp(np.minimum(gaussians.scales[rows].max(1), 80.0).astype(np.float64))[:, None]
+        box[0], box[1] = np.clip([(means - reach).min(0), (means + reach).max(0)], -3e38, 3e38)
+    return Chunk("TBOX", boxes.tobytes(), critical=False, count=len(boxes))
+
+
+def decode_encoded(encoded: EncodedTiles, pool: ThreadPoolExecutor, levels: Sequence[int] | None = None) -> Gaussians:
+    """What a decoder makes of the chunks, in their order; of all levels but 0, or of those given."""
+    units = [
+        unit
+        for unit in group_units(encoded.chunks)
+        if (unit.tile.level in levels if levels is not None else unit.tile.level > 0)
+    ]
+    decoded = BlankScene([unit.tile.count for unit in units], encoded.parameters.sh_degree)
+
+    def work(k: int) -> None:
+        tile, layers = units[k].tile, units[k].layers
+        decoded.decode(k, encoded.parameters, tile.payload, [layer.payload if layer else None for layer in layers])
+
+    deque(pool.map(work, range(len(units))), maxlen=0)
     return decoded.gaussians()
 
 
@@ -188,7 +305,7 @@ _EFFORTS = {
     8: Effort(24_000_000, 320, 5, 16, 48),
     9: Effort(24_000_000, 320, 5, 16, 48, mixing=True),
 }
-_IMPORTANCE_SEED, _CHECK_SEED, _REFIT_SEED = 0, 1, 2
+_IMPORTANCE_SEED, _CHECK_SEED, _REFIT_SEED, _LOOK_SEED = 0, 1, 2, 3
 _REFIT_PX, _REFIT_STEPS = 256, 5
 _TOLERANCE_DB = 0.25
 _LARGE_SCENE = 400_000  # a trial takes long: half the views, at most two trials below effort 7
@@ -236,6 +353,11 @@ def encode_lossy(
         seconds["importance"] = time.perf_counter() - clock
         clock = time.perf_counter()
 
+        levels = LevelPlan(np.arange(gaussians.num_gaussians), levels=False)
+        if options.levels:
+            levels = _level_plan(gaussians, measured, cameras, options.effort)
+        seconds["levels"] = time.perf_counter() - clock
+        clock = time.perf_counter()
         views = None
         if effort.refit_views:
             fit_cameras = encoder_cameras(gaussians, num_views=effort.refit_views, size_px=_REFIT_PX, seed=_REFIT_SEED)
@@ -244,8 +366,8 @@ def encode_lossy(
         def encode(slope: float) -> EncodedTiles:
             plan = make_plan(gaussians, measured, 2.0**slope, options, tuning, seen_from)
             plan = replace(plan, mixing=effort.mixing)
-            encoded = encode_tiles(gaussians, plan, pool)
-            return _with_fitted_colors(gaussians, plan, encoded, views, measured, pool) if views else encoded
+            encoded = encode_tiles(gaussians, plan, levels, pool)
+            return _with_fitted_colors(gaussians, plan, levels, encoded, views, measured, pool) if views else encoded
 
         if options.target_size is not None:
             best = _meet_size(gaussians, measured, encode, options.target_size - overhead_bytes, pool, tell)
@@ -253,6 +375,9 @@ def encode_lossy(
             best = _meet_quality(gaussians, measured, encode, options.wanted_psnr_db, effort, pool, tell)
         best.mixing = effort.mixing
         seconds["coding"] = time.perf_counter() - clock
+        clock = time.perf_counter()
+        _set_looks(gaussians, best, pool)
+        seconds["levels"] += time.perf_counter() - clock
     best.seconds = seconds
     dropped = gaussians.num_gaussians - len(best.order)
     if dropped:
@@ -260,9 +385,50 @@ def encode_lossy(
     return best
 
 
+def _level_plan(gaussians: Gaussians, measured: Contributions, cameras: list[Camera], effort: int) -> LevelPlan:
+    """Order of display and thumbnail, from some of the importance views."""
+    n = gaussians.num_gaussians
+    views = 0 if effort <= 2 else 8 if n > _LARGE_SCENE else 24
+    ranks = display_ranks(gaussians, measured, cameras[:: max(1, len(cameras) // views)][:views] if views else [])
+    look_cameras = encoder_cameras(gaussians, num_views=4 if n > _LARGE_SCENE else 6, size_px=192, seed=_LOOK_SEED)
+    originals = [render(gaussians, camera) for camera in look_cameras]
+    made: dict[int, Gaussians] = {}
+
+    def thumbnail(count: int) -> Gaussians:
+        if count not in made:
+            made.clear()
+            merged = thumbnail_of(gaussians, measured.sum_weight, count)
+            made[count] = scaled(merged, *best_look(merged, look_cameras, originals, shrink=True))
+        return made[count]
+
+    return LevelPlan(ranks, thumbnail)
+
+
+def _set_looks(gaussians: Gaussians, encoded: EncodedTiles, pool: ThreadPoolExecutor) -> None:
+    """Say in each tile's chunks how its first levels look without the others."""
+    highest: dict[int, int] = {}
+    for chunk in encoded.chunks:
+        if chunk.type == "TILE":
+            highest[chunk.tile] = max(chunk.level, highest.get(chunk.tile, 0))
+    last = max(highest.values(), default=0)
+    if last < 2:
+        return
+    cameras = encoder_cameras(
+        gaussians, num_views=4 if gaussians.num_gaussians > _LARGE_SCENE else 6, size_px=192, seed=_LOOK_SEED
+    )
+    originals = [render(gaussians, camera) for camera in cameras]
+    for level in range(1, last):
+        part = decode_encoded(encoded, pool, range(1, level + 1)).replaced(metadata=gaussians.metadata)
+        look = best_look(part, cameras, originals)
+        for k, chunk in enumerate(encoded.chunks):
+            if chunk.type == "TILE" and chunk.level == level and level < highest[chunk.tile]:
+                encoded.chunks[k] = replace(chunk, payload=set_prefix_look(chunk.payload, *look))
+
+
 def _with_fitted_colors(
     gaussians: Gaussians,
     plan: Plan,
+    levels: LevelPlan,
     encoded: EncodedTiles,
     views: RefitViews,
     measured: Contributions,
@@ -277,7 +443,7 @@ def _with_fitted_colors(
     fitted0, fittedN = refit_colors(decoded, views, weights, iterations=_REFIT_STEPS)
     sh0, shN = gaussians.sh0.copy(), gaussians.shN.copy()
     sh0[rows], shN[rows] = fitted0, fittedN
-    return encode_tiles(gaussians.replaced(sh0=sh0, shN=shN), plan, pool)
+    return encode_tiles(gaussians.replaced(sh0=sh0, shN=shN), plan, levels, pool)
 
 
 def _importance_cameras(gaussians: Gaussians, effort: Effort) -> list[Camera]:
@@ -368,8 +534,7 @@ def _meet_size(
     tell: Progress,
 ) -> EncodedTiles:
     """Find the largest encoding that does not exceed the target size, and uses at least 97 % of it."""
-    # An entry of the table of contents a tile.
-    budget = target_size - 20 * (2 + gaussians.num_gaussians // MAX_TILE)
+    budget = target_size - 64
     slope = np.log2(_first_slope(measured, 43.0))
     below: tuple[float, int, EncodedTiles] | None = None  # slope, bytes
     above: tuple[float, int] | None = None

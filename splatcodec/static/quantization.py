@@ -53,6 +53,7 @@ __all__ = [
     "PackedTile",
     "QuantizedTile",
     "Tile",
+    "TileCut",
     "TileTargets",
     "choose_contexts",
     "cut_tiles",
@@ -73,13 +74,16 @@ Ints = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Tile:
-    """Which Gaussians a tile holds, in coding order, and its coded octree.
+    """Which Gaussians a level of a tile holds, in coding order, and its coded octree.
 
     Attributes:
+        level, number: level and number of the tile.
         rows: (n,) int64 rows of the scene.
         grid, tree: geometry of the tile.
     """
 
+    level: int
+    number: int
     rows: npt.NDArray[np.int64]
     grid: TileGrid
     tree: TileTree
@@ -214,33 +218,57 @@ def _integer_basis(moment: Floats) -> npt.NDArray[np.int64]:
     return np.rint(vectors * signs * MATRIX_SCALE).astype(np.int64)
 
 
-def cut_tiles(
-    means: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], max_tile: int = MAX_TILE
-) -> list[npt.NDArray[np.int64]]:
-    """Rows of each tile, in Morton order; tiles are equal runs of that order.
+@dataclass(frozen=True)
+class TileCut:
+    """How space is cut into tiles: equal runs of the Morton order of the coded Gaussians.
+
+    Attributes:
+        rows: of each tile, (n,) int64 rows of the scene.
+        origin, cells_a_unit: of the Morton codes. first_codes: (T,) uint64 lowest code of each tile.
+    """
+
+    rows: list[npt.NDArray[np.int64]]
+    origin: Floats
+    cells_a_unit: float
+    first_codes: npt.NDArray[np.uint64]
+
+    def tile_of(self, means: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+        """(n,) int64 tile of each of (n, 3) other positions; those outside go to the nearest in code."""
+        codes = np.empty(len(means), np.uint64)
+        morton_codes(np.ascontiguousarray(means), self.origin, self.cells_a_unit, codes)
+        return np.maximum(np.searchsorted(self.first_codes, codes, side="right") - 1, 0).astype(np.int64)
+
+
+def cut_tiles(means: npt.NDArray[np.float32], rows: npt.NDArray[np.int64], max_tile: int = MAX_TILE) -> TileCut:
+    """Cut Gaussians into tiles of at most `max_tile`.
 
     Args:
         means: (N, 3) float32, finite where it counts. rows: (M,) the Gaussians that are coded.
     """
     n = len(rows)
     if n == 0:
-        return []
+        return TileCut([], np.zeros(3), 0.0, np.zeros(0, np.uint64))
     means = means[rows]
     low = means.min(0).astype(np.float64)
     extent = float((means.max(0).astype(np.float64) - low).max())
+    scale = ((1 << MAX_DEPTH) - 1) / extent if extent > 0 else 0.0
     codes = np.empty(n, np.uint64)
-    morton_codes(means, low, ((1 << MAX_DEPTH) - 1) / extent if extent > 0 else 0.0, codes)
+    morton_codes(means, low, scale, codes)
     order = np.argsort(codes, kind="stable")
     count = -(-n // max_tile)
-    return [rows[order[n * k // count : n * (k + 1) // count]] for k in range(count)]
+    runs = [order[n * k // count : n * (k + 1) // count] for k in range(count)]
+    return TileCut([rows[run] for run in runs], low, scale, codes[[run[0] for run in runs]])
 
 
-def make_tile(scene: Gaussians, rows: npt.NDArray[np.int64], classes: Ints, steps: Steps) -> Tile:
-    """Order one tile and code its octree.
+def make_tile(
+    scene: Gaussians, rows: npt.NDArray[np.int64], classes: Ints, steps: Steps, level: int, number: int
+) -> Tile:
+    """Order one level of a tile and code its octree.
 
     Args:
-        scene: all coded Gaussians. rows: (n,) its rows in this tile.
+        scene: all coded Gaussians. rows: (n,) its rows in this level and tile.
         classes: (N, 2) int32 geometry and colour class.
+        level, number: see `Tile`.
     """
     grid = TileGrid.around(scene.means[rows], steps.blur)
     codes = np.empty(len(rows), np.uint64)
@@ -251,7 +279,7 @@ def make_tile(scene: Gaussians, rows: npt.NDArray[np.int64], classes: Ints, step
     roots, _ = covariance_factors(unit_quats(scene.quats[rows]), scene.scales[rows], grid.blur)
     finest = np.log2(roots).min(1) + classes[rows, 0] + steps.precision / 1024.0
     stop = np.clip(np.ceil(grid.exponent - finest), 0, MAX_DEPTH).astype(np.int32)
-    return Tile(rows, grid, plant_tree(codes, stop))
+    return Tile(level, number, rows, grid, plant_tree(codes, stop))
 
 
 def tile_geometry(scene: Gaussians, tile: Tile) -> tuple[Floats, Floats]:
@@ -284,7 +312,7 @@ def tile_targets(scene: Gaussians, tile: Tile, classes: Ints, steps: Steps, base
 
 @njit(cache=True, nogil=True)
 def project_sh(shN, rows, to_color, to_band, targets):  # type: ignore[no-untyped-def]
-    """(3 (K-1), n) coefficients of Gaussians `rows` in the SH bases, component innermost."""
+    """(3 (K-1), n) components of Gaussians `rows` in the SH bases, colour innermost."""
     bands = shN.shape[1]
     mixed = np.zeros((bands, 3))
     for i in range(len(rows)):
@@ -378,7 +406,8 @@ def quantize_tile(
     streams, n = exact.targets.shape
     q = QuantizedTile(*(np.zeros((streams, n), np.int32) for _ in range(3)))
     roots = np.empty((3, n))
-    factors = feedback.factors(tile.rows, bases) if feedback and streams > SH_FIRST else None
+    # A thumbnail is not worth it, and no view has seen it.
+    factors = feedback.factors(tile.rows, bases) if feedback and streams > SH_FIRST and tile.level else None
     errors = np.zeros((1 + (streams - SH_FIRST) // 3, 3, n), np.float32)
     for stream, model in enumerate(models):
         target = exact.targets[stream]
@@ -431,6 +460,12 @@ def _shape_target(which: int, shape: Floats, values: Ints, roots: Floats, steps:
     return l32 * (roots[1] / roots[2]) / steps.shape
 
 
+def _sample(tiles: Sequence[Tile]) -> list[Tile]:
+    """Every k-th tile, so that there are about as many Gaussians as statistics need."""
+    total = sum(len(tile.rows) for tile in tiles)
+    return list(tiles[:: max(1, -(-total // _FIT_GAUSSIANS))])
+
+
 def fit_predictors(
     tiles: Sequence[Tile],
     targets_of: Callable[[Tile], TileTargets],
@@ -443,8 +478,7 @@ def fit_predictors(
         targets_of: makes the targets of a tile.
         pool: threads; the result does not depend on their number.
     """
-    total = sum(len(tile.rows) for tile in tiles)
-    chosen = list(tiles[:: max(1, -(-total // _FIT_GAUSSIANS))])
+    chosen = _sample(tiles)
     if not chosen:
         return [StreamModel() for _ in range(streams)]
     exact = list(pool.map(targets_of, chosen))
@@ -465,8 +499,7 @@ def fit_scales(
     """Set mode and expected residual of the SH streams, on the sample that predictors were fitted on."""
     if len(models) <= SH_FIRST:
         return
-    total = sum(len(tile.rows) for tile in tiles)
-    chosen = list(tiles[:: max(1, -(-total // _FIT_GAUSSIANS))])
+    chosen = _sample(tiles)
 
     def means(tile: Tile) -> Floats:
         return quantize_tile(tile, targets_of(tile), models, steps, bases).magnitudes.mean(1)

@@ -8,6 +8,7 @@ examples:
   splatcodec compress scene.ply scene.splc --quality 80
   splatcodec compress scene.ply scene.splc --target-size 5M
   splatcodec compress scene.ply scene.splc --lossless
+  splatcodec compress scene.ply part.splc --crop-box -1,-1,-1,1,1,1 --sh-degree 1
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..arguments import add_json, add_overwrite, add_threads, human_bytes, size_bytes
 from ..console import Console
+from ..edit_options import add_edit_options, apply_edits, has_edits, read_scene
 from ..exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -50,7 +52,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--drop-unseen", action="store_const", const=True, help="leave out Gaussians that no view of the encoder shows"
     )
+    parser.add_argument(
+        "--levels",
+        action=argparse.BooleanOptionalAction,
+        help="levels of detail and a thumbnail, for loading coarse to fine (default: do)",
+    )
     parser.add_argument("--drop-extras", action="store_true", help="leave out side arrays (normals, labels ...)")
+    add_edit_options(parser)
     add_threads(parser)
     add_overwrite(parser)
     add_json(parser, "what was done")
@@ -59,9 +67,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Compress `args.input` into `args.output`."""
     from ... import api
+    from ...errors import ParameterError
 
+    source: Any = args.input
+    edits: list[dict[str, Any]] = []
+    if has_edits(args):
+        if not args.overwrite and os.path.lexists(args.output):  # said before the work
+            raise ParameterError("the file exists", file=args.output, hint="--overwrite replaces it")
+        source, edits = apply_edits(read_scene(args.input, args, console), args, console, threads=args.threads)
     report = api.compress_file(
-        args.input,
+        source,
         args.output,
         overwrite=args.overwrite,
         lossless=args.lossless,
@@ -71,12 +86,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         progress=console.progress,
         **_lossy_options(args),
     )
+    if args.lossless and has_edits(args):
+        report.notes.append("the edited scene is kept exactly, not the file it was made from")
     for stage, seconds in report.seconds.items():
         console.detail(f"{stage}: {seconds:.2f} s")
     for purpose, bits in sorted(report.rate_bits.items(), key=lambda item: -item[1]):
         console.detail(f"{purpose}: {human_bytes(round(bits / 8))}")
     if args.json:
-        console.json(report.to_dict())
+        console.json({**report.to_dict(), "edits": edits})
     else:
         console.summary(summary(args.output, report))
     return ExitCode.OK

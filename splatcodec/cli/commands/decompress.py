@@ -5,7 +5,8 @@ and ends with exit code 7 if they differ.
 
 examples:
   splatcodec decompress scene.splc scene.ply
-  splatcodec decompress scene.splc scene.ply --overwrite
+  splatcodec decompress scene.splc preview.ply --levels 1
+  splatcodec decompress scene.splc phone.ply --max-gaussians 500000 --sh-degree 1
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from ..arguments import add_json, add_overwrite, add_threads, human_bytes
+from ..arguments import add_json, add_overwrite, add_threads, box, human_bytes, nonnegative_int, positive_int
 from ..console import Console
 from ..exit_codes import ExitCode
 
@@ -23,6 +24,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="IN.splc", help="file to decode")
     parser.add_argument("output", metavar="OUT", help="file to write; the suffix names the format")
     parser.add_argument("--format", metavar="NAME", help="format to write, whatever the suffix")
+    part = parser.add_argument_group("a part of the scene (lossy files)")
+    part.add_argument(
+        "--levels",
+        type=nonnegative_int,
+        metavar="N",
+        help="levels 1 to N, scaled so that there are no holes; 0 = the thumbnail (default: all)",
+    )
+    part.add_argument(
+        "--max-gaussians", type=positive_int, metavar="N", help="as much from the file's beginning as has at most N"
+    )
+    part.add_argument(
+        "--tile", type=nonnegative_int, action="append", metavar="T", help="only this tile; may be repeated"
+    )
+    part.add_argument(
+        "--region", type=box, metavar="X0,Y0,Z0,X1,Y1,Z1", help="only Gaussians whose means are in this box"
+    )
+    part.add_argument("--sh-degree", type=nonnegative_int, metavar="D", help="leave out SH bands above D")
+    part.add_argument("--sh-layers", type=nonnegative_int, metavar="N", help="read N of 3 layers of SH components")
+    part.add_argument(
+        "--keep-going", action="store_true", help="leave out damaged chunks, say which, and end with exit code 7"
+    )
     add_threads(parser)
     add_overwrite(parser)
     add_json(parser, "what was done")
@@ -33,6 +55,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from ... import api
 
     started = time.perf_counter()
+    damage: list[str] = []
+    part = {
+        "level": args.levels,
+        "tile": args.tile,
+        "region": args.region,
+        "max_gaussians": args.max_gaussians,
+        "sh_degree": args.sh_degree,
+        "sh_layers": args.sh_layers,
+        "keep_going": args.keep_going,
+        "damage": damage,
+    }
     facts = api.decompress_file(
         args.input,
         args.output,
@@ -40,11 +73,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
         format=args.format,
         threads=args.threads,
         progress=console.progress,
+        **part,
     )
     seconds = time.perf_counter() - started
     identical = facts.get("identical")
     if args.json:
-        console.json({"file": args.output, **facts, "seconds": seconds})
+        console.json({"file": args.output, **facts, "damage": damage, "seconds": seconds})
     else:
         console.summary(
             f"{args.output}: {facts['num_gaussians']:,} Gaussians, {human_bytes(facts['size_bytes'])}\n"
@@ -52,6 +86,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
         if identical:
             console.summary("  identical to the source (sha256)")
+    for line in damage:
+        console.error(f"left out: {line}")
+    if damage:
+        return ExitCode.CHECK_FAILED
     if identical is False:
         differs = ", ".join(facts.get("differs", ())) or "sha256"
         console.error(f"error: {args.output}: not identical to the source: {differs}")

@@ -1,8 +1,8 @@
 """Say what is in a file.
 
-Of a .splc file, without decoding it: version, features, chunks, counts, bytes by chunk type, metadata; with --verbose
-every chunk. Of any other format: its name, Gaussians, SH degree, side arrays, bounds and counts of values that cannot
-be drawn.
+Of a .splc file, without decoding it: version, features, chunks, counts, bytes by chunk type, levels and where in the
+file each is complete, metadata; with --verbose every chunk. Of any other format: its name, Gaussians, SH degree, side
+arrays, bounds and counts of values that cannot be drawn.
 
 examples:
   splatcodec info scene.splc
@@ -48,6 +48,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def describe_splc(path: str, with_chunks: bool = False) -> dict[str, Any]:
     """Facts from header, table of contents and metadata."""
+    from ... import api
     from ...bitstream.container import Container
     from ...bitstream.metadata import read_metadata
 
@@ -72,6 +73,8 @@ def describe_splc(path: str, with_chunks: bool = False) -> dict[str, Any]:
             "chunk_types": types,
             "metadata": read_metadata(container),
         }
+        if not facts["lossless"]:
+            facts["levels"] = api.Scene(container).levels()
         if with_chunks:
             facts["chunks"] = [
                 {
@@ -138,6 +141,12 @@ def _splc_lines(facts: dict[str, Any]) -> list[str]:
     for name, of_type in facts["chunk_types"].items():
         share = 100 * of_type["bytes"] / facts["size_bytes"]
         lines.append(f"    {of_type['chunks']:5} {name}  {human_bytes(of_type['bytes']):>10}  {share:5.1f} %")
+    for level in facts.get("levels", ()):
+        name = f"level {level['level']}" if level["level"] else "thumbnail"
+        lines.append(
+            f"  {name}: {level['num_gaussians']:,} Gaussians in {level['tiles']} tiles, "
+            f"{human_bytes(level['size_bytes'])}, complete after {100 * level['end'] / facts['size_bytes']:.1f} %"
+        )
     for chunk in facts.get("chunks", ()):
         lines.append(
             f"    {chunk['type']}[{chunk['level']}/{chunk['tile']}] at byte {chunk['offset']}: {chunk['bytes']} bytes, "

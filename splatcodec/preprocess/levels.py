@@ -1,0 +1,117 @@
+"""Which Gaussians come first: nested levels of detail, and how a scene of its first levels is shown (techniques D).
+
+Removal errors do not add, so the order is found by taking Gaussians away in rounds, the errors measured again after
+each. What is left of a scene then has holes; one factor on the standard deviations and one on the opacities of the
+whole prefix close them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..gaussians import Gaussians
+from ..metrics.psnr import covered_psnr_db
+from ..render.camera import Camera
+from ..render.contribution import Contributions, contributions
+from ..render.cpu import render
+from ..render.rendering import Rendering
+
+__all__ = ["best_look", "display_ranks", "level_shares", "scaled", "thumbnail_count"]
+
+_ROUNDS = (0.6, 0.42, 0.3, 0.2, 0.14, 0.1)  # share of the Gaussians left after each
+_GROW = (0, 140, 270, 440)  # 1/1024 octaves: 1, 1.1, 1.2, 1.35
+_SHRINK = (0, -160, -330, -530)  # of a thumbnail: 1, 0.9, 0.8, 0.7
+_GAIN = (1024, 1331)
+_LEAST_GAUSSIANS = 2048  # fewer are one level, without a thumbnail
+
+
+def level_shares(count: int) -> tuple[float, ...]:
+    """Share of all `count` coded Gaussians that levels 1, 1 to 2, ... hold.
+
+    >>> level_shares(1000), level_shares(50_000), level_shares(10**6)
+    ((1.0,), (0.18, 1.0), (0.05, 0.2, 1.0))
+    """
+    if count < _LEAST_GAUSSIANS:
+        return (1.0,)
+    if count < 200_000:
+        return (0.18, 1.0)
+    if count < 3_000_000:
+        return (0.05, 0.2, 1.0)
+    return (0.012, 0.05, 0.2, 1.0)
+
+
+def thumbnail_count(count: int, sh_degree: int) -> int:
+    """Merged Gaussians of level 0 for `count` coded ones: 2 to 3 % of the file, less where that is much."""
+    if count < _LEAST_GAUSSIANS:
+        return 0
+    share = 0.04 if sh_degree else 0.05
+    most = 12_000
+    # Above the most, another one for every 500: each tile wants a few.
+    wanted = share * count
+    return int(wanted if wanted <= most else most + (wanted - most) * 0.02)
+
+
+def display_ranks(gaussians: Gaussians, measured: Contributions, cameras: Sequence[Camera]) -> npt.NDArray[np.int64]:
+    """(N,) place of every Gaussian in the order in which they are shown, 0 first.
+
+    Args:
+        gaussians: cleaned scene. measured: its contributions.
+        cameras: views for measuring again what is left; none = trust `measured` all the way.
+    """
+    n = len(gaussians)
+    ranks = np.empty(n, np.int64)
+    rows = np.arange(n)
+    score = _score(measured)
+    for share in _ROUNDS if cameras and n >= _LEAST_GAUSSIANS else ():
+        order = np.argsort(-score, kind="stable")
+        left = int(share * n)
+        ranks[rows[order[left:]]] = np.arange(left, len(rows))
+        rows = np.sort(rows[order[:left]])
+        score = _score(contributions(gaussians.selected(rows), cameras, equalize=True))
+    ranks[rows[np.argsort(-score, kind="stable")]] = np.arange(len(rows))
+    return ranks
+
+
+def _score(measured: Contributions) -> npt.NDArray[np.float64]:
+    """Between what a Gaussian covers and what its removal does: either alone leaves holes or wrong colours."""
+    return np.asarray(np.sqrt(measured.removal_error * measured.sum_weight2))
+
+
+def scaled(gaussians: Gaussians, grow: int, gain: int) -> Gaussians:
+    """Standard deviations times 2**(grow / 1024), opacities times gain / 1024 (SPEC.md, section 3.10)."""
+    if grow == 0 and gain == 1024:
+        return gaussians
+    alphas = np.clip(gaussians.alphas().astype(np.float64) * (gain / 1024.0), 1e-6, 4095.0 / 4096.0)
+    return gaussians.replaced(
+        scales=gaussians.scales + np.float32(grow / 1024.0 * np.log(2.0)),
+        opacities=np.log(alphas / (1.0 - alphas)).astype(np.float32),
+    )
+
+
+def best_look(
+    part: Gaussians, cameras: Sequence[Camera], originals: Sequence[Rendering], *, shrink: bool = False
+) -> tuple[int, int]:
+    """The (grow, gain) with which a part of the scene looks most like all of it, by mean covered PSNR.
+
+    Args:
+        cameras, originals: views and what the whole scene looks like from them.
+        shrink: try to make smaller instead of larger (merged Gaussians are too large rather than too small).
+    """
+
+    def quality(grow: int, gain: int) -> float:
+        shown = scaled(part, grow, gain)
+        return float(np.mean([covered_psnr_db(a, render(shown, c)) for a, c in zip(originals, cameras)]))
+
+    steps = _SHRINK if shrink else _GROW
+    best = (quality(0, 1024), 0, 1024)
+    for grow in steps[1:]:
+        tried = (quality(grow, 1024), grow, 1024)
+        if tried[0] <= best[0]:
+            break
+        best = tried
+    for gain in _GAIN[1:]:
+        best = max(best, (quality(best[1], gain), best[1], gain))
+    return best[1], best[2]
