@@ -12,7 +12,7 @@ from ..entropy.integers import IntegerReader, IntegerWriter
 from ..entropy.tables import TableSet, build_tables, decode_tables, encode_tables
 from ..errors import FormatError, TruncatedError
 from ..gaussians import num_sh_coefficients
-from .streams import COEFFICIENT_BITS, CONTEXT_CELLS, MAX_CLASS, Predictor, RowModel
+from .streams import BIAS, COEFFICIENT_BITS, CONTEXT_CELLS, FEATURE_DEPTH, MAX_CLASS, Predictor, RowModel
 
 __all__ = [
     "COLOR_CLASS",
@@ -115,6 +115,12 @@ class SceneParameters:
             maps = np.zeros((len(models), max(CONTEXT_CELLS)), np.uint8)
             for row, model in zip(maps, models):
                 row[: len(model.context_map)] = model.context_map
+            weights = np.zeros((5, len(models), len(models)))
+            for s, p in enumerate(predictors):
+                weights[BIAS, 0, s] = p.bias + (1 << (COEFFICIENT_BITS - 1))
+                for kind, source, coefficient in zip(p.kinds, p.sources, p.coefficients):
+                    weights[kind, 0 if kind == FEATURE_DEPTH else source - first, s] += coefficient
+            diagonal = all((p.sources == s).all() for s, p in enumerate(predictors, first))
             own_terms = [min(stream - stream_group(stream), 2) for stream in range(first, last)]
             self._rows[first, last] = RowModel(
                 first,
@@ -123,6 +129,8 @@ class SceneParameters:
                 np.concatenate([p.kinds for p in predictors]).astype(np.int64),
                 np.concatenate([p.sources for p in predictors]).astype(np.int64) - first,
                 np.concatenate([p.coefficients for p in predictors]).astype(np.int64),
+                weights,
+                diagonal and first >= SH_FIRST,
                 np.array([model.mode for model in models], np.int64),
                 np.array([model.scale for model in models], np.int64),
                 np.array(own_terms, np.int64),

@@ -46,6 +46,7 @@ DEPTH_SHIFT = 8
 # Context modes: which two or three magnitudes choose the table, and how many cells that gives.
 CONTEXT_CLASS_NEAR, CONTEXT_NEAR_OWN, CONTEXT_CLASS_OWN, CONTEXT_SCALE_NEAR_OWN = 0, 1, 2, 3
 CONTEXT_CELLS = (128, 128, 128, 512)
+BIAS = 4  # after the kinds of features, in RowModel.weights
 SIZE_STREAM = 2  # streams 2 to 4 are sizes, which say how many bits a position has
 RING_MASK = 31  # magnitudes are kept of the last 32 Gaussians; neighbours are among the last 16
 
@@ -261,6 +262,9 @@ class RowModel:
         bias: (W,) int64, with the half that rounding adds.
         begin: (W + 1,) int64: features of stream w are begin[w] .. begin[w + 1] - 1 of the next three.
         kinds, sources, coefficients: (F,) int64; sources count from the first stream.
+        weights: (5, W, W) float64, the same as matrices, [feature, source, stream]: neighbours' mean, nearest, own,
+            then in row 0 of the others depth and bias. Sums stay below 2**53, so that float64 is exact.
+        diagonal: whether streams read no stream but themselves.
         modes, scales, own_terms: (W,) int64: context mode, its scale, how many streams before are in the group.
         ranks: (W,) int64 number of the group.
         maps: (W, 512) uint8 context maps.
@@ -272,6 +276,8 @@ class RowModel:
     kinds: npt.NDArray[np.int64]
     sources: npt.NDArray[np.int64]
     coefficients: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float64]
+    diagonal: bool
     modes: npt.NDArray[np.int64]
     scales: npt.NDArray[np.int64]
     own_terms: npt.NDArray[np.int64]
@@ -297,6 +303,27 @@ def gather_rows(i, neighbors, values, magnitudes, sums, nears):
 
 
 @njit(cache=True, inline="always")
+def predict_from_neighbors(i, weights, diagonal, sums, values, neighbors, depth, total):
+    """What predictions of Gaussian i, times 4096, have from neighbours, depth and bias, into (W,) float64 `total`."""
+    width = len(total)
+    means, nearest = weights[FEATURE_MEAN], weights[FEATURE_NEAREST]
+    x = np.float64(depth << DEPTH_SHIFT)
+    for s in range(width):
+        total[s] = weights[BIAS, 0, s] + weights[FEATURE_DEPTH, 0, s] * x
+    if i == 0:
+        return
+    near = values[neighbors[i, 0]]
+    if diagonal:
+        for s in range(width):
+            total[s] += means[s, s] * np.float64(sums[s] >> 2) + nearest[s, s] * np.float64(near[s])
+        return
+    for source in range(width):
+        x, y = np.float64(sums[source] >> 2), np.float64(near[source])
+        for s in range(width):
+            total[s] += means[source, s] * x + nearest[source, s] * y
+
+
+@njit(cache=True, inline="always")
 def predict_row(i, s, bias, begin, kinds, sources, coefficients, sums, values, nearest, depth):
     """Prediction of stream s of Gaussian i whose streams before s are decoded."""
     total = bias[s]
@@ -318,7 +345,7 @@ def predict_row(i, s, bias, begin, kinds, sources, coefficients, sums, values, n
 @njit(cache=True, nogil=True)
 def decode_rows(
     first, values, colors, neighbors, depths,
-    bias, begin, kinds, sources, coefficients, modes, scales, own_terms, maps,
+    weights, diagonal, modes, scales, own_terms, maps,
     lookup, freq, start, states, words, cursor, raw, position,
     exponent, size_step, precision, extra, extra_bits,
 ):  # fmt: skip
@@ -328,7 +355,7 @@ def decode_rows(
         first: 0 for the base streams, with classes and plain bits of positions; else the first stream of a layer.
         values: (n, W) int32 out. colors: (n,) int32 colour classes, read if `first` is not 0.
         neighbors: (n, 4) int32. depths: (n,) int32.
-        bias ... maps: of the RowModel; entries of maps must be valid tables.
+        weights ... maps: of the RowModel; entries of maps must be valid tables.
         lookup, freq, start: of the table set. states, words, cursor: of the rANS stream.
         raw, position: plain bits.
         exponent, size_step, precision: for positions. extra, extra_bits: (n, 3) int64 out, plain bits of positions.
@@ -340,6 +367,7 @@ def decode_rows(
     n, width = values.shape
     magnitudes = np.zeros((RING_MASK + 1, width), np.int32)
     sums, nears = np.zeros(width, np.int32), np.zeros(width, np.int32)
+    total, own_weights = np.zeros(width), weights[FEATURE_OWN]
     # `decode_token` with the cursor in registers: this loop is where decoding spends its time.
     mask = len(states) - 1
     source = words if len(words) > 0 else np.zeros(1, np.uint16)
@@ -349,15 +377,16 @@ def decode_rows(
     for i in range(n):
         gather_rows(i, neighbors, values, magnitudes, sums, nears)
         own_magnitudes = magnitudes[i & RING_MASK]
-        nearest = neighbors[i, 0]
         depth = np.int64(depths[i])
+        predict_from_neighbors(i, weights, diagonal, sums, values, neighbors, depth, total)
         if first:
             c = np.int64(colors[i])
         for s in range(width):
             e = c
             if first == 0:
                 e = zero if s < 2 else (g if s < 9 else c)
-            prediction = predict_row(i, s, bias, begin, kinds, sources, coefficients, sums, values, nearest, depth)
+            prediction = np.int64(np.floor(total[s] * (1.0 / (1 << COEFFICIENT_BITS))))
+            prediction = min(max(prediction, -VALUE_LIMIT), VALUE_LIMIT)
             own = zero
             if own_terms[s] > 0:
                 own = np.int64(own_magnitudes[s - 1])
@@ -383,10 +412,14 @@ def decode_rows(
                 position += bits
             limit = np.int64(1 << 27) >> e
             r = min(max(value_of(token, rest), -limit), limit)
-            values[i, s] = min(max(prediction + (r << e), -VALUE_LIMIT), VALUE_LIMIT)
+            v = min(max(prediction + (r << e), -VALUE_LIMIT), VALUE_LIMIT)
+            values[i, s] = v
             own_magnitudes[s] = abs(r) << e
+            if not diagonal:
+                x = np.float64(v)
+                for t in range(s + 1, width):
+                    total[t] += own_weights[s, t] * x
             if first == 0 and s < 2:
-                v = np.int64(values[i, s])
                 if v < 0 or v > MAX_CLASS:
                     return -1
                 if s == 0:

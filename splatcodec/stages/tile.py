@@ -420,20 +420,20 @@ def _decode_streams(
     plain_bits: npt.NDArray[np.int64],
 ) -> None:
     """Fill `values` (n, W), and the plain bits of positions if these are the base streams."""
-    common = (model.first, values, colors, neighbors, depths, model.bias, model.begin, model.kinds, model.sources,
-              model.coefficients)  # fmt: skip
+    rows = model.first, values, colors, neighbors, depths
     stream = state.states, state.words, state.cursor, raw, 0
     position_args = exponent, parameters.size_step, parameters.precision, plain, plain_bits
     if mixing:
         mixer = MixerState()
         position = mix_decode_rows(
-            *common, model.scales, model.own_terms, model.ranks, mixer.models, mixer.weights, *stream, *position_args
-        )
+            *rows, model.bias, model.begin, model.kinds, model.sources, model.coefficients, model.scales,
+            model.own_terms, model.ranks, mixer.models, mixer.weights, *stream, *position_args,
+        )  # fmt: skip
     else:
         tables = parameters.table_set()
         position = decode_rows(
-            *common, model.modes, model.scales, model.own_terms, model.maps, tables.lookup, tables.freq, tables.start,
-            *stream, *position_args,
+            *rows, model.weights, model.diagonal, model.modes, model.scales, model.own_terms, model.maps, tables.lookup,
+            tables.freq, tables.start, *stream, *position_args,
         )  # fmt: skip
     if position < 0:
         raise FormatError("a class is out of range")
