@@ -1,0 +1,592 @@
+// Decoding `.splc` scenes in JavaScript: the flow on one page, and what users of the decoder call.
+//
+//     open(bytes, Blob, URL or stream) -> header, table of contents, PARM
+//     scene.decode(...)                -> all of it, or some levels, tiles, layers
+//     for await (scene.stream(...))    -> the same piece by piece, as the bytes arrive
+//
+//     bytes -> container.js -> chunks -> tile.js (entropy.js, parameters.js) -> integers -> reconstruct.js -> arrays
+
+import { assemble, crc32, HEADER_BYTES, labelOf, located, parseHeader, parseToc, SplcError } from "./container.js";
+import "./entropy.js";
+import { parseParameters } from "./parameters.js";
+import {
+  applyLook, newArrays, newRecords, SH_WORDS, viewOf, writeArrays, writeRecords, writeShArrays, writeShRecords,
+} from "./reconstruct.js";
+import { sourceOf } from "./source.js";
+import { BLOCK, LayerDecoder, TileDecoder } from "./tile.js";
+
+/** @typedef {import("./container.js").ChunkEntry} ChunkEntry */
+/** @typedef {import("./container.js").TilePart} TilePart */
+/** @typedef {import("./reconstruct.js").Arrays} Arrays */
+/** @typedef {import("./reconstruct.js").Records} Records */
+/** @typedef {import("./source.js").Source} Source */
+/** @typedef {import("./source.js").SourceOptions} SourceOptions */
+/** @typedef {import("./source.js").Input} Input */
+
+/**
+ * How Gaussians look while higher levels of their tile are missing: standard deviations times 2^(grow / 1024), opacities
+ * times gain / 1024 and held to 4095 / 4096.
+ * @typedef {object} Look
+ * @property {number} grow
+ * @property {number} gain
+ */
+
+/**
+ * What to decode. What is given in several ways must hold in all of them.
+ * @typedef {object} Selection
+ * @property {number} [level] levels 1 to this one; 0 = the thumbnail
+ * @property {number[]} [tiles] numbers of the tiles
+ * @property {{ level: number, tile: number }[]} [parts] just these levels of these tiles, in this order, and nothing else
+ *     said here but how to decode them
+ * @property {number} [maxGaussians] the longest beginning of the file, in whole chunks, with at most so many Gaussians;
+ *     tiles that it does not reach are shown by their thumbnail, which counts too
+ * @property {number} [shLayers] layers of SH components, 0 to 3; with 0 there are no SH coefficients at all
+ * @property {"arrays" | "records"} [as] exact arrays (the default), or records for a GPU
+ * @property {number} [maxBytes] refuse results that are larger, 4 GiB if not given
+ */
+
+/**
+ * One level of one tile, decoded: its Gaussians, its SH coefficients, or both.
+ * @typedef {object} Part
+ * @property {number} level
+ * @property {number} tile
+ * @property {number} count Gaussians
+ * @property {Look} look how all levels of the tile given so far look now; of level 0 and of the last level it is neutral
+ * @property {Arrays | null} arrays Gaussians, where arrays are asked for and they were not given before
+ * @property {Records | null} records the same where records are asked for
+ * @property {Float32Array | Uint32Array | null} sh SH coefficients as numbers or packed, if they are there already
+ * @property {number} shLayers how many layers of SH components went into `sh`
+ */
+
+/**
+ * One level of one tile as the table of contents lists it.
+ * @typedef {object} PartEntry
+ * @property {number} level
+ * @property {number} tile
+ * @property {number} count Gaussians
+ * @property {ChunkEntry} chunk where the Gaussians are in the file
+ * @property {(ChunkEntry | null)[]} layers where layers of their SH components are
+ */
+
+/**
+ * @typedef {object} LevelEntry
+ * @property {number} level
+ * @property {number} count Gaussians of this level alone
+ * @property {number} tiles
+ * @property {number} bytes of its TILE chunks
+ * @property {number[]} layerBytes of its SHC1, SHC2 and SHC3 chunks
+ * @property {number} end bytes of the file from its start that hold this level and all before it
+ */
+
+const NEUTRAL = Object.freeze({ grow: 0, gain: 1024 });
+const MAX_META_BYTES = 2 ** 24;
+/** Chunks with less between them are asked for together. */
+const GAP_BYTES = 65536;
+
+/** A file that has been opened. */
+export class SplcFile {
+  /**
+   * @param {Source} source
+   * @param {import("./container.js").Header} header
+   * @param {string[]} features
+   * @param {ChunkEntry[]} chunks
+   */
+  constructor(source, header, features, chunks) {
+    this.source = source;
+    this.version = header.version;
+    this.size = header.length;
+    this.numGaussians = header.numGaussians;
+    this.features = features;
+    this.chunks = chunks;
+    const { parameters, parts } = assemble(header, features, chunks);
+    this.parameterChunk = parameters;
+    /** @type {TilePart[]} */
+    this.units = parts;
+    /** @type {import("./parameters.js").Parameters | null} */
+    this.parameters = null;
+    /** Chunks that were read ahead. @type {Map<ChunkEntry, Uint8Array>} */
+    this.ahead = new Map();
+    /** @type {TileDecoder | null} */
+    this.tileDecoder = null;
+    /** @type {(LayerDecoder | undefined)[]} */
+    this.layerDecoders = [];
+  }
+
+  /** Read the parameters, and what lies before them, which could not be had from a stream later. */
+  async prepare() {
+    const { parameterChunk: wanted, chunks } = this;
+    const first = chunks.findIndex(({ type }) => type === "TILE");
+    const early = chunks.filter((chunk, k) => chunk === wanted || (k < first && /^(META|TBOX)$/.test(chunk.type)));
+    early.sort((a, b) => a.offset - b.offset);
+    for await (const [entry, bytes] of this.read(early, false)) this.ahead.set(entry, bytes);
+    try {
+      this.parameters = parseParameters(/** @type {Uint8Array} */ (this.ahead.get(wanted)));
+    } catch (error) {
+      throw located(error, "PARM", wanted.offset);
+    }
+  }
+
+  /** SH degree of the scene, 0 to 3. */
+  get shDegree() {
+    return this.parameters?.shDegree ?? 0;
+  }
+
+  /**
+   * All levels of all tiles, in file order.
+   * @returns {PartEntry[]}
+   */
+  get parts() {
+    return this.units.map(({ entry, layers }) => {
+      return { level: entry.level, tile: entry.tile, count: entry.count, chunk: entry, layers };
+    });
+  }
+
+  /**
+   * The levels, lowest first.
+   * @returns {LevelEntry[]}
+   */
+  get levels() {
+    /** @type {Map<number, LevelEntry>} */
+    const levels = new Map();
+    for (const { entry, layers } of this.units) {
+      const level = entry.level;
+      let sum = levels.get(level);
+      if (!sum) levels.set(level, (sum = { level, count: 0, tiles: 0, bytes: 0, layerBytes: [0, 0, 0], end: 0 }));
+      sum.count += entry.count;
+      sum.tiles++;
+      sum.bytes += entry.length;
+      layers.forEach((layer, k) => (sum.layerBytes[k] += layer ? layer.length : 0));
+      for (const chunk of [entry, ...layers]) if (chunk) sum.end = Math.max(sum.end, chunk.offset + chunk.length);
+    }
+    const sorted = [...levels.values()].sort((a, b) => a.level - b.level);
+    sorted.forEach((level, k) => k && (level.end = Math.max(level.end, sorted[k - 1].end)));
+    return sorted;
+  }
+
+  /**
+   * The bytes of a chunk, checked.
+   * @param {import("./source.js").Reader} reader
+   * @param {ChunkEntry} entry
+   */
+  async readChunk(reader, entry) {
+    let bytes;
+    try {
+      bytes = this.ahead.get(entry) ?? (await reader.read(entry.offset, entry.length));
+    } catch (error) {
+      throw located(error, labelOf(entry), 0);
+    }
+    if (crc32(bytes) !== entry.crc) {
+      throw new SplcError("checksum", "the checksum does not match", entry.offset, labelOf(entry));
+    }
+    return bytes;
+  }
+
+  /** @param {ChunkEntry} entry */
+  async readAlone(entry) {
+    const reader = this.source.open(entry.offset, entry.offset + entry.length);
+    try {
+      return await this.readChunk(reader, entry);
+    } finally {
+      reader.close();
+    }
+  }
+
+  /**
+   * What the file says about the scene: the META chunk, an empty object if there is none.
+   * @returns {Promise<Record<string, unknown>>}
+   */
+  async meta() {
+    const entry = this.chunks.find(({ type }) => type === "META");
+    if (!entry) return {};
+    if (entry.length > MAX_META_BYTES) throw new SplcError("limit", "too large", entry.offset, "META");
+    const bytes = await this.readAlone(entry);
+    try {
+      const meta = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
+      if (meta && typeof meta === "object" && !Array.isArray(meta)) return meta;
+    } catch {
+      // The same as what is no object.
+    }
+    throw new SplcError("format", "not a JSON object", entry.offset, "META");
+  }
+
+  /**
+   * Boxes of the tiles, 6 numbers each: lowest corner, highest corner. None where the file has none.
+   * @returns {Promise<Float32Array | null>}
+   */
+  async boxes() {
+    const entry = this.chunks.find(({ type }) => type === "TBOX");
+    if (!entry) return null;
+    const bytes = await this.readAlone(entry);
+    if (entry.length !== 24 * entry.count) throw new SplcError("format", "not 24 bytes a tile", entry.offset, "TBOX");
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    return Float32Array.from({ length: 6 * entry.count }, (_, k) => view.getFloat32(4 * k, true));
+  }
+
+  /**
+   * The levels of tiles that a selection asks for, in file order.
+   * @param {Selection} selection
+   * @returns {TilePart[]}
+   */
+  choose({ level, tiles, parts, maxGaussians, shLayers, as }) {
+    const wrong = (/** @type {string} */ message) => new SplcError("parameter", message);
+    const whole = (/** @type {number} */ x) => Number.isInteger(x) && x >= 0;
+    if (level !== undefined && !whole(level)) throw wrong(`level ${level}`);
+    if (shLayers !== undefined && !(whole(shLayers) && shLayers <= 3)) throw wrong(`${shLayers} SH layers`);
+    if (as !== undefined && as !== "arrays" && as !== "records") throw wrong(`as ${as}`);
+    if (maxGaussians !== undefined && !(maxGaussians >= 1)) throw wrong(`at most ${maxGaussians} Gaussians`);
+    if (parts) {
+      return parts.map(({ level, tile }) => {
+        const unit = this.units.find(({ entry }) => entry.level === level && entry.tile === tile);
+        if (!unit) throw wrong(`tile ${tile} has no level ${level}`);
+        return unit;
+      });
+    }
+    let units = this.units;
+    if (tiles) {
+      const known = new Set(units.map(({ entry }) => entry.tile));
+      for (const tile of tiles) if (!known.has(tile)) throw wrong(`there is no tile ${tile}`);
+      const wanted = new Set(tiles);
+      units = units.filter(({ entry }) => wanted.has(entry.tile));
+    }
+    if (level === 0) {
+      const merged = units.filter(({ entry }) => entry.level === 0);
+      if (units.length && !merged.length) throw wrong("there is no thumbnail (level 0)");
+      return merged;
+    }
+    // The whole scene does without thumbnails even where a tile has nothing else.
+    if (level === undefined && !tiles && maxGaussians === undefined) return units.filter(({ entry }) => entry.level > 0);
+    if (level !== undefined) units = units.filter(({ entry }) => entry.level <= level);
+    if (maxGaussians !== undefined) units = fitting(units, maxGaussians);
+    const shown = new Set(units.filter(({ entry }) => entry.level > 0).map(({ entry }) => entry.tile));
+    return units.filter(({ entry }) => entry.level > 0 || !shown.has(entry.tile));
+  }
+
+  /**
+   * Decode piece by piece. In file order, level 0 first, so that each prefix of the bytes shows as much as it can: a
+   * tile's level 0 is to be dropped when its level 1 comes. Gaussians come first, their SH coefficients when all layers
+   * that are wanted have come. Looks are not applied. From a stream this is possible once.
+   * @param {Selection & { everyLayer?: boolean, thumbnails?: boolean }} [options] `everyLayer`: give SH coefficients anew
+   *     with each layer that arrives, not only when all that are wanted have; `thumbnails` (true if not given): level 0
+   *     of the tiles too, also where higher levels follow
+   * @returns {AsyncGenerator<Part, void, void>}
+   */
+  async *stream(options = {}) {
+    let units = this.choose(options);
+    if (!options.parts && (options.thumbnails ?? true)) {
+      const tiles = new Set(units.map(({ entry }) => entry.tile));
+      const chosen = new Set(units);
+      units = this.units.filter((unit) => chosen.has(unit) || (unit.entry.level === 0 && tiles.has(unit.entry.tile)));
+    }
+    const session = new Session(this, units, options, false);
+    for await (const [entry, bytes] of this.read(session.entries(!!options.parts), isEverything(options))) {
+      const part = session.feed(entry, bytes);
+      if (part) yield part;
+    }
+  }
+
+  /**
+   * Decode all that a selection asks for, looks applied. Of arrays there is one set, in the order of the scene, and
+   * `parts` are views into it; of records there is one set for each part.
+   * @param {Selection} [selection]
+   * @returns {Promise<{ count: number, shDegree: number, arrays: (Arrays & { shN: Float32Array }) | null, parts: Part[] }>}
+   */
+  async decode(selection = {}) {
+    const units = this.choose(selection);
+    const session = new Session(this, units, selection, true);
+    const chunks = this.read(session.entries(false), isEverything(selection));
+    for await (const [entry, bytes] of chunks) session.feed(entry, bytes);
+    const parts = units.map((unit) => /** @type {Part} */ (session.parts.get(unit)));
+    for (const part of parts) {
+      part.look = session.lookOf(part.level, part.tile);
+      if (part.arrays) applyLook(part.arrays, part.look);
+    }
+    const arrays = session.arrays && { ...session.arrays, shN: /** @type {Float32Array} */ (session.shN) };
+    return { count: session.total, shDegree: session.shDegree, arrays, parts };
+  }
+
+  /**
+   * Chunks and their bytes, in the given order.
+   * @param {ChunkEntry[]} entries
+   * @param {boolean} toEnd whether to see to it that the file ends where it should
+   * @returns {AsyncGenerator<[ChunkEntry, Uint8Array], void, void>}
+   */
+  async *read(entries, toEnd) {
+    for (let k = 0; k < entries.length; ) {
+      // A run of chunks with small gaps is one request.
+      let end = k + 1;
+      const last = () => entries[end - 1].offset + entries[end - 1].length;
+      while (end < entries.length && entries[end].offset >= last() && entries[end].offset - last() <= GAP_BYTES) end++;
+      const reader = this.source.open(entries[k].offset, last());
+      try {
+        for (; k < end; k++) yield [entries[k], await this.readChunk(reader, entries[k])];
+      } finally {
+        reader.close();
+      }
+    }
+    if (toEnd) await this.source.finish();
+  }
+
+  /** Stop whatever is still coming. */
+  close() {
+    this.source.close();
+  }
+}
+
+/** @param {Selection} selection */
+function isEverything({ level, tiles, parts, maxGaussians, shLayers = 3 }) {
+  return shLayers === 3 && [level, tiles, parts, maxGaussians].every((x) => x === undefined);
+}
+
+/**
+ * The longest beginning whose Gaussians, thumbnails of tiles it does not reach included, are at most `most`.
+ * @param {TilePart[]} units
+ * @param {number} most
+ */
+function fitting(units, most) {
+  const thumbnails = new Map();
+  for (const { entry } of units) if (entry.level === 0) thumbnails.set(entry.tile, entry.count);
+  const start = thumbnails.size;
+  let total = 0;
+  for (const count of thumbnails.values()) total += count;
+  let best = total <= most ? start : 0;
+  for (let k = start; k < units.length; k++) {
+    const { tile, count } = units[k].entry;
+    total += count - (thumbnails.get(tile) ?? 0);
+    thumbnails.delete(tile);
+    if (total <= most) best = k + 1;
+    else if (!thumbnails.size) break;
+  }
+  if (!best && units.length) throw new SplcError("parameter", `${most} Gaussians are fewer than the first chunk has`);
+  return units.slice(0, best);
+}
+
+/** What is being decoded, and what waits for more chunks. */
+class Session {
+  /**
+   * @param {SplcFile} file
+   * @param {TilePart[]} units
+   * @param {Selection & { everyLayer?: boolean }} options
+   * @param {boolean} together whether to keep all parts, arrays in one set
+   */
+  constructor(file, units, { shLayers = 3, as = "arrays", everyLayer = false, maxBytes = 2 ** 32 }, together) {
+    this.file = file;
+    this.units = units;
+    this.as = as;
+    this.everyLayer = everyLayer;
+    const parameters = /** @type {import("./parameters.js").Parameters} */ (file.parameters);
+    this.parameters = parameters;
+    this.numLayers = Math.min(shLayers, parameters.shDegree);
+    this.shDegree = this.numLayers ? parameters.shDegree : 0;
+    this.bands = (this.shDegree + 1) ** 2 - 1;
+    for (const { layers } of units) {
+      const extra = layers.slice(parameters.shDegree).find((layer) => layer);
+      if (extra) throw new SplcError("format", "a layer that the SH degree has not", extra.offset, labelOf(extra));
+    }
+    const counts = units.map(({ entry }) => entry.count);
+    this.total = counts.reduce((sum, count) => sum + count, 0);
+    const bytes = (as === "arrays" ? 80 + 12 * this.bands : 16.25 + 3 * this.bands) * (together ? this.total : Math.max(0, ...counts));
+    if (bytes > maxBytes) throw new SplcError("limit", `the result would need ${Math.ceil(bytes)} bytes`);
+    this.tile = file.tileDecoder ??= new TileDecoder(parameters);
+    this.layers = [1, 2, 3].slice(0, this.numLayers).map((n) => (file.layerDecoders[n] ??= new LayerDecoder(parameters, n)));
+    /** @type {Arrays | null} */
+    this.arrays = null;
+    /** @type {Map<ChunkEntry, TilePart>} */
+    this.owners = new Map();
+    /** Where the Gaussians of each TILE chunk begin in `arrays`. @type {Map<ChunkEntry, number>} */
+    this.starts = new Map();
+    let at = 0;
+    for (const unit of units) {
+      for (const chunk of this.chunksOf(unit)) this.owners.set(chunk, unit);
+      if (together) this.starts.set(unit.entry, at);
+      at += unit.entry.count;
+    }
+    /** @type {Float32Array | null} */
+    this.shN = null;
+    if (together && as === "arrays") {
+      try {
+        this.arrays = newArrays(this.total);
+        this.shN = new Float32Array(3 * this.bands * this.total);
+      } catch (error) {
+        throw located(error, "the scene", 0);
+      }
+    }
+    /** Parts decoded so far, if they are kept. @type {Map<TilePart, Part> | null} */
+    this.kept = together ? new Map() : null;
+    /**
+     * Units that chunks are missing of: how many, the layers that have come, links of the Gaussians once they are there.
+     * @type {Map<TilePart, { missing: number, bytes: (Uint8Array | null)[], links: Int32Array | null }>}
+     */
+    this.waiting = new Map();
+    /** Highest level of each tile so far, and the look that it gives. @type {Map<number, Look & { level: number }>} */
+    this.looks = new Map();
+  }
+
+  /** @returns {Map<TilePart, Part>} */
+  get parts() {
+    return this.kept ?? new Map();
+  }
+
+  /**
+   * Chunks of a unit that are wanted.
+   * @param {TilePart} unit
+   * @returns {ChunkEntry[]}
+   */
+  chunksOf(unit) {
+    const layers = /** @type {ChunkEntry[]} */ (unit.layers.slice(0, this.numLayers).filter((layer) => layer));
+    return [unit.entry, ...layers];
+  }
+
+  /**
+   * Chunks in the order to read them: each unit's together where that costs nothing or is asked for, else as they lie.
+   * @param {boolean} byUnit
+   */
+  entries(byUnit) {
+    const entries = this.units.flatMap((unit) => this.chunksOf(unit));
+    return byUnit || this.file.source.random ? entries : entries.sort((a, b) => a.offset - b.offset);
+  }
+
+  /**
+   * @param {number} level
+   * @param {number} tile
+   * @returns {Look}
+   */
+  lookOf(level, tile) {
+    const { grow, gain } = (level && this.looks.get(tile)) || NEUTRAL;
+    return { grow, gain };
+  }
+
+  /**
+   * Decode a chunk, or keep it for later.
+   * @param {ChunkEntry} entry
+   * @param {Uint8Array} bytes
+   * @returns {Part | null} what it gives
+   */
+  feed(entry, bytes) {
+    const unit = /** @type {TilePart} */ (this.owners.get(entry));
+    let state = this.waiting.get(unit);
+    if (!state) {
+      state = { missing: this.chunksOf(unit).length, bytes: [null, null, null], links: null };
+      this.waiting.set(unit, state);
+    }
+    if (--state.missing === 0) this.waiting.delete(unit);
+    /** @type {Part | null} */
+    let part = null;
+    if (entry.layer) {
+      state.bytes[entry.layer - 1] = bytes;
+    } else {
+      if (this.chunksOf(unit).length > 1) state.links = new Int32Array(entry.count);
+      part = this.decodeTile(unit, bytes, state.links);
+      this.kept?.set(unit, part);
+    }
+    const { links, missing } = state;
+    if (links && (missing === 0 || (this.everyLayer && state.bytes.some((layer) => layer)))) {
+      const sh = this.decodeLayers(unit, state.bytes, links);
+      const shLayers = state.bytes.filter((layer) => layer).length;
+      const before = part ?? this.kept?.get(unit);
+      if (before) Object.assign(before, { sh, shLayers });
+      const { level, tile, count } = unit.entry;
+      part ??= { level, tile, count, look: this.lookOf(level, tile), arrays: null, records: null, sh, shLayers };
+    }
+    return part;
+  }
+
+  /**
+   * @param {TilePart} unit
+   * @param {Uint8Array} bytes
+   * @param {Int32Array | null} links
+   * @returns {Part}
+   */
+  decodeTile({ entry, last }, bytes, links) {
+    const { parameters, tile: decoder } = this;
+    const { level, tile, count } = entry;
+    try {
+      const { blur, grow, gain } = decoder.start(bytes, count);
+      if (level && level >= (this.looks.get(tile)?.level ?? 0)) {
+        this.looks.set(tile, { level, ...(last ? NEUTRAL : { grow, gain }) });
+      }
+      const start = this.starts.get(entry) ?? 0;
+      const arrays = this.as === "records" ? null : this.arrays ? viewOf(this.arrays, start, count) : newArrays(count);
+      const records = arrays ? null : newRecords(count);
+      for (let at = 0, size = 0; (size = decoder.next(links)) > 0; at += size) {
+        if (arrays) writeArrays(parameters, decoder, size, blur, arrays, at);
+        else if (records) writeRecords(parameters, decoder, size, blur, records, at);
+      }
+      return { level, tile, count, look: this.lookOf(level, tile), arrays, records, sh: null, shLayers: 0 };
+    } catch (error) {
+      throw located(error, labelOf(entry), entry.offset);
+    }
+  }
+
+  /**
+   * SH coefficients of a unit from the layers that there are.
+   * @param {TilePart} unit
+   * @param {(Uint8Array | null)[]} bytes
+   * @param {Int32Array} links
+   * @returns {Float32Array | Uint32Array}
+   */
+  decodeLayers(unit, bytes, links) {
+    const { parameters, bands } = this;
+    const count = links.length;
+    const layers = this.layers.filter(({ layer }) => bytes[layer - 1]);
+    /** @param {(layer: LayerDecoder) => void} work */
+    const each = (work) => {
+      for (const layer of layers) {
+        try {
+          work(layer);
+        } catch (error) {
+          const entry = /** @type {ChunkEntry} */ (unit.layers[layer.layer - 1]);
+          throw located(error, labelOf(entry), entry.offset);
+        }
+      }
+    };
+    each((layer) => layer.start(/** @type {Uint8Array} */ (bytes[layer.layer - 1])));
+    const first = 3 * bands * (this.starts.get(unit.entry) ?? 0);
+    const packed = this.as === "records" ? new Uint32Array(SH_WORDS[this.shDegree] * count) : null;
+    const exact = this.shN ? this.shN.subarray(first, first + 3 * bands * count) : new Float32Array(packed ? 0 : 3 * bands * count);
+    for (let at = 0; at < count; at += BLOCK) {
+      const size = Math.min(BLOCK, count - at);
+      each((layer) => layer.next(size, links));
+      if (packed) writeShRecords(parameters, layers, size, packed, at);
+      else writeShArrays(parameters, layers, size, exact, at);
+    }
+    each((layer) => layer.next(0, links));
+    return packed ?? exact;
+  }
+}
+
+/**
+ * Open a file: header, table of contents and parameters are read and checked.
+ * @param {Input} input
+ * @param {SourceOptions} [options]
+ * @returns {Promise<SplcFile>}
+ */
+export async function open(input, options = {}) {
+  const source = await sourceOf(input, options);
+  let place = "header";
+  try {
+    const reader = source.open(0, HEADER_BYTES);
+    const head = await reader.read(0, HEADER_BYTES).catch((error) => {
+      // A shorter file may be no such file at all, or empty.
+      if (!(error instanceof SplcError) || error.code !== "truncated") throw error;
+      return reader.read(0, error.offset ?? 0);
+    });
+    const header = parseHeader(head);
+    source.expect(header.length);
+    if (source.size !== null && source.size !== header.length) {
+      const message = `the file has ${source.size} bytes, its header says ${header.length}`;
+      throw new SplcError(source.size < header.length ? "truncated" : "format", message, Math.min(source.size, header.length));
+    }
+    place = "table of contents";
+    const toc = await reader.read(HEADER_BYTES, header.tocLength);
+    reader.close();
+    const { features, chunks } = parseToc(toc, header);
+    const file = new SplcFile(source, header, features, chunks);
+    await file.prepare();
+    return file;
+  } catch (error) {
+    source.close();
+    throw located(error, place, 0);
+  }
+}
+
+export { BLOCK, SplcError };

@@ -1,0 +1,794 @@
+// TILE and SHC chunks: octree, neighbours, streams, positions (bitstreams/SPEC.md, sections 3.2 to 3.8).
+//
+// The loops here are where decoding spends its time. They go Gaussian by Gaussian over rows of a small window, 16 rows
+// of history and a block of new ones, and make no objects.
+
+import { MAX_TILE, SplcError } from "./container.js";
+import { BUCKET_BITS, Coder, newModels } from "./entropy.js";
+import { FEATURES, NEAR_CELLS, OWN_CELLS, STREAMS } from "./parameters.js";
+
+/** @typedef {import("./parameters.js").Parameters} Parameters */
+
+const HEAD_BYTES = 28;
+const LAYER_HEAD_BYTES = 8;
+const MAX_DEPTH = 21;
+export const WINDOW = 16;
+/** Gaussians decoded at a time, before they are turned into results. */
+export const BLOCK = 256;
+const ROWS = WINDOW + BLOCK;
+const LIMIT = 2 ** 28;
+
+const STEPS = Int32Array.from({ length: 97 }, (_, n) => Math.floor(65536 / (2 * n + 3)));
+/** Number of ones of a byte. */
+const ONES = new Uint8Array(256);
+for (let v = 1; v < 256; v++) ONES[v] = ONES[v >> 1] + (v & 1);
+/** First model of a leaf bit, by mask of face neighbours (bit 2 * axis, + 1 for the upper). */
+const LEAF_MODELS = Uint8Array.from({ length: 64 }, (_, mask) => 8 * Math.min(ONES[mask], 3) - 1);
+/** Model of a child bit but for b and s, by 8 * mask of face neighbours + child number. */
+const CHILD_MODELS = new Int32Array(64 * 8);
+for (let mask = 0; mask < 64; mask++) {
+  for (let child = 0; child < 8; child++) {
+    let outside = 0;
+    for (let axis = 0; axis < 3; axis++) outside += (mask >> (2 * axis + ((child >> axis) & 1))) & 1;
+    CHILD_MODELS[8 * mask + child] = 32 + 16 * outside + ONES[child];
+  }
+}
+const COUNT_MODELS = 288;
+const NUM_MODELS = COUNT_MODELS + 64;
+
+/** 2^k at index k + 1100, exact; below 2^-1074 it is 0. */
+export const POWERS = new Float64Array(2200);
+POWERS[1100] = 1;
+for (let k = 1; k < 1100; k++) {
+  POWERS[1100 + k] = POWERS[1099 + k] * 2;
+  POWERS[1100 - k] = POWERS[1101 - k] / 2;
+}
+
+/**
+ * What a TILE chunk says before its Gaussians.
+ * @typedef {object} TileHead
+ * @property {number} logStates
+ * @property {number} exponent
+ * @property {number} blur world units
+ * @property {Float64Array} origin
+ * @property {number} grow
+ * @property {number} gain
+ * @property {number} length of the rANS stream
+ */
+
+/**
+ * @param {Uint8Array} bytes the chunk
+ * @returns {TileHead}
+ */
+export function parseTileHead(bytes) {
+  if (bytes.length < HEAD_BYTES) throw new SplcError("truncated", "the tile's header is cut off", bytes.length);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, HEAD_BYTES);
+  const head = {
+    logStates: bytes[0],
+    exponent: view.getInt16(2, true),
+    blur: view.getFloat32(4, true),
+    origin: Float64Array.from([8, 12, 16], (at) => view.getFloat32(at, true)),
+    grow: view.getInt16(20, true),
+    gain: view.getUint16(22, true),
+    length: view.getUint32(24, true),
+  };
+  checkTools(bytes);
+  const sound = head.blur >= 0 && head.blur < 1e30 && head.origin.every((x) => Math.abs(x) < 1e38);
+  if (!sound || Math.abs(head.exponent) > 1000 || Math.abs(head.grow) > 8192 || head.gain < 1) {
+    throw new SplcError("format", "the tile's header is damaged", 2);
+  }
+  return head;
+}
+
+/** @param {Uint8Array} bytes */
+function checkTools(bytes) {
+  if (bytes[0] > 5) throw new SplcError("format", "too many rANS states", 0);
+  if (bytes[1] === 1) throw new SplcError("unsupported", "context mixing (mixing-1), the archive profile", 1);
+  if (bytes[1]) throw new SplcError("format", `coding tools ${bytes[1]} that do not exist`, 1);
+}
+
+/** Decodes the chunks of one tile after the other; keeps its buffers. */
+export class TileDecoder {
+  /** @param {Parameters} parameters */
+  constructor(parameters) {
+    this.parameters = parameters;
+    this.coder = new Coder();
+    this.capacity = 0;
+    // Leaves in depth-first order: cell at the leaf's own depth, depth, Gaussians.
+    this.leafX = this.leafY = this.leafZ = this.leafCount = new Int32Array(0);
+    this.leafDepth = new Uint8Array(0);
+    // Cells of all depths, breadth first from number 1; 0 stands for a cell that does not exist. A cell without
+    // children is a leaf and has its number of Gaussians in `treeFirst`.
+    this.treeOccupancy = new Uint8Array(1);
+    this.treeFirst = new Int32Array(1);
+    // Of the cells of one depth and of the next: six face neighbours, mask of them, children of the parent.
+    this.near = [new Int32Array(0), new Int32Array(0)];
+    this.masks = [new Uint8Array(0), new Uint8Array(0)];
+    this.families = [new Uint8Array(0), new Uint8Array(0)];
+
+    /** Rows of 12 streams: values, magnitudes. */
+    this.values = new Int32Array(12 * ROWS);
+    this.magnitudes = new Int32Array(12 * ROWS);
+    /** Leaf centres. */
+    this.centers = new Float64Array(3 * ROWS);
+    /** Positions of the block's Gaussians, not rounded to f32 yet. */
+    this.means = new Float64Array(3 * BLOCK);
+    this.features = new Float64Array(FEATURES);
+    this.nears = new Int32Array(12);
+    this.models = new Int32Array(NUM_MODELS);
+    /** @type {TileHead | null} */
+    this.head = null;
+    this.count = 0;
+    /** Next leaf, and how many of its Gaussians are done. */
+    this.leaf = this.leafDone = 0;
+    this.done = 0;
+    /** Gaussians that no leaf holds yet. */
+    this.open = 0;
+  }
+
+  /**
+   * Begin a TILE chunk: header and octree.
+   * @param {Uint8Array} bytes the chunk
+   * @param {number} count
+   * @returns {TileHead}
+   */
+  start(bytes, count) {
+    const head = parseTileHead(bytes);
+    if (count < 1 || count > MAX_TILE || count > 8 * bytes.length) {
+      throw new SplcError("format", `${count} Gaussians in ${bytes.length} bytes`, 0);
+    }
+    this.coder.start(bytes, HEAD_BYTES, head.length, head.logStates);
+    this.head = head;
+    this.count = count;
+    this.leaf = this.leafDone = this.done = 0;
+    try {
+      this.decodeOctree(count);
+    } catch (error) {
+      if (error instanceof SplcError) error.offset ??= HEAD_BYTES;
+      throw error;
+    }
+    this.values.fill(0, 0, 12 * WINDOW);
+    this.magnitudes.fill(0, 0, 12 * WINDOW);
+    return head;
+  }
+
+  /** @param {number} count */
+  reserve(count) {
+    if (this.capacity >= count) return;
+    this.capacity = count;
+    this.leafX = new Int32Array(count);
+    this.leafY = new Int32Array(count);
+    this.leafZ = new Int32Array(count);
+    this.leafCount = new Int32Array(count);
+    this.leafDepth = new Uint8Array(count);
+  }
+
+  /**
+   * Room for `total` cells, keeping the first `kept`.
+   * @param {number} total
+   * @param {number} kept
+   */
+  reserveTree(total, kept) {
+    if (this.treeFirst.length >= total) return;
+    const occupancy = new Uint8Array(Math.ceil(total * 1.25));
+    const first = new Int32Array(occupancy.length);
+    occupancy.set(this.treeOccupancy.subarray(0, kept));
+    first.set(this.treeFirst.subarray(0, kept));
+    this.treeOccupancy = occupancy;
+    this.treeFirst = first;
+  }
+
+  /**
+   * Room for the cells of one depth.
+   * @param {number} which
+   * @param {number} cells
+   */
+  reserveLevel(which, cells) {
+    if (this.masks[which].length >= cells) return;
+    const size = Math.ceil(cells * 1.25);
+    this.near[which] = new Int32Array(6 * size);
+    this.masks[which] = new Uint8Array(size);
+    this.families[which] = new Uint8Array(size);
+  }
+
+  /**
+   * The octree of `count` Gaussians, into the leaf arrays.
+   * @param {number} count
+   */
+  decodeOctree(count) {
+    const coder = this.coder;
+    this.models.set(newModels(NUM_MODELS));
+    this.reserve(count);
+    this.reserveTree(2, 1);
+    this.reserveLevel(0, 1);
+    this.treeOccupancy[0] = this.treeFirst[0] = 0;
+    this.near[0].fill(0, 0, 6);
+    this.masks[0][0] = 0;
+    this.families[0][0] = 1;
+    let held = 0;
+    let start = 1;
+    let cells = 1;
+    for (let depth = 0; cells > 0; depth++) {
+      const children = this.decodeDepth(depth, start, cells, count - held);
+      held = count - this.open;
+      if (children) this.linkDepth(depth, start, cells, children);
+      start += cells;
+      cells = children;
+    }
+    if (held !== count) throw new SplcError("format", "the octree holds too few Gaussians");
+    coder.check();
+    this.walk();
+  }
+
+  /**
+   * Leaf bits, counts and children of all cells of one depth.
+   * @param {number} depth
+   * @param {number} start number of the first cell
+   * @param {number} cells
+   * @param {number} open Gaussians that no leaf holds yet
+   * @returns {number} cells of the next depth
+   */
+  decodeDepth(depth, start, cells, open) {
+    const coder = this.coder;
+    const models = this.models;
+    const near = this.near[depth & 1];
+    const masks = this.masks[depth & 1];
+    const families = this.families[depth & 1];
+    const occupancies = this.treeOccupancy;
+    const firsts = this.treeFirst;
+    const states = coder.states;
+    const words = coder.words;
+    const mask = coder.mask;
+    const lastWord = coder.numWords;
+    let symbol = coder.count;
+    let at = coder.at;
+    let children = 0;
+    for (let k = 0; k < cells; k++) {
+      const around = masks[k];
+      const node = start + k;
+      let leaf = 1;
+      if (depth < MAX_DEPTH) {
+        const index = LEAF_MODELS[around] + families[k];
+        // An adaptive bit, as in `Coder.bit`, without branches on what cannot be foreseen.
+        const model = models[index];
+        const p = model >>> 7;
+        const n = model & 127;
+        let q = p >> 4;
+        q += (q - 1) >>> 31;
+        let x = states[symbol & mask];
+        const slot = x & 4095;
+        const one = (slot - q) >> 31;
+        x = (Math.imul((q & one) | ((4096 - q) & ~one), x >>> 12) + slot - (q & ~one)) | 0;
+        const need = ((x >>> 16) - 1) >> 31;
+        states[symbol & mask] = (x << (need & 16)) | (words[at] & need);
+        at -= need;
+        symbol++;
+        models[index] = ((p + ((((one & 65535) - p) * STEPS[n]) >> 15)) << 7) | (n + ((n - 96) >>> 31));
+        leaf = -one;
+      }
+      if (leaf) {
+        coder.count = symbol;
+        coder.at = at;
+        const inside = coder.gamma(models, COUNT_MODELS) + 1;
+        symbol = coder.count;
+        at = coder.at;
+        if (inside > open - children || at > lastWord) throw new SplcError("format", "the octree is damaged");
+        open -= inside;
+        occupancies[node] = 0;
+        firsts[node] = inside;
+        continue;
+      }
+      const lowX = occupancies[near[6 * k]] & 0xaa;
+      const lowY = occupancies[near[6 * k + 2]] & 0xcc;
+      const lowZ = occupancies[near[6 * k + 4]] & 0xf0;
+      let occupancy = 0;
+      let ones = 0;
+      for (let child = 0; child < 8; child++) {
+        if (child === 7 && occupancy === 0) {
+          occupancy = 128;
+          ones = 1;
+          break;
+        }
+        // Bit c of each is the adjacent cell already known of child c with that axis' bit flipped.
+        const beside =
+          ((((occupancy & 0x55) | lowX) >> (child ^ 1)) & 1) +
+          ((((occupancy & 0x33) | lowY) >> (child ^ 2)) & 1) +
+          ((((occupancy & 0x0f) | lowZ) >> (child ^ 4)) & 1);
+        const index = CHILD_MODELS[8 * around + child] + 64 * beside + 4 * (ones < 3 ? ones : 3);
+        const model = models[index];
+        const p = model >>> 7;
+        const n = model & 127;
+        let q = p >> 4;
+        q += (q - 1) >>> 31;
+        let x = states[symbol & mask];
+        const slot = x & 4095;
+        const one = (slot - q) >> 31;
+        x = (Math.imul((q & one) | ((4096 - q) & ~one), x >>> 12) + slot - (q & ~one)) | 0;
+        const need = ((x >>> 16) - 1) >> 31;
+        states[symbol & mask] = (x << (need & 16)) | (words[at] & need);
+        at -= need;
+        symbol++;
+        models[index] = ((p + ((((one & 65535) - p) * STEPS[n]) >> 15)) << 7) | (n + ((n - 96) >>> 31));
+        occupancy |= (one & 1) << child;
+        ones -= one;
+      }
+      occupancies[node] = occupancy;
+      firsts[node] = start + cells + children;
+      children += ones;
+      // Every cell holds at least one Gaussian.
+      if (children > open || at > lastWord) throw new SplcError("format", "the octree is damaged");
+    }
+    coder.count = symbol;
+    coder.at = at;
+    this.open = open;
+    return children;
+  }
+
+  /**
+   * Face neighbours of the cells of the next depth, from those of their parents.
+   * @param {number} depth of the parents
+   * @param {number} start number of the first parent
+   * @param {number} cells parents
+   * @param {number} children
+   */
+  linkDepth(depth, start, cells, children) {
+    this.reserveTree(start + cells + children, start + cells);
+    this.reserveLevel(~depth & 1, children);
+    const near = this.near[depth & 1];
+    const nextNear = this.near[~depth & 1];
+    const nextMasks = this.masks[~depth & 1];
+    const nextFamilies = this.families[~depth & 1];
+    const occupancies = this.treeOccupancy;
+    const firsts = this.treeFirst;
+    let out = 0;
+    for (let k = 0; k < cells; k++) {
+      const occupancy = occupancies[start + k];
+      if (occupancy === 0) continue;
+      const family = ONES[occupancy];
+      for (let child = 0; child < 8; child++) {
+        if (!((occupancy >> child) & 1)) continue;
+        let around = 0;
+        for (let axis = 0; axis < 3; axis++) {
+          const other = child ^ (1 << axis);
+          const upper = (child >> axis) & 1;
+          const below = (1 << other) - 1;
+          // On one side lies a sibling, on the other a child of the parent's neighbour.
+          const cousins = near[6 * k + 2 * axis + upper];
+          const outer = occupancies[cousins];
+          const there = -((outer >> other) & 1);
+          const beside = -((occupancy >> other) & 1);
+          nextNear[6 * out + 2 * axis + upper] = (firsts[cousins] + ONES[outer & below]) & there;
+          nextNear[6 * out + 2 * axis + 1 - upper] = (firsts[start + k] + ONES[occupancy & below]) & beside;
+          around |= (there & (1 << (2 * axis + upper))) | (beside & (1 << (2 * axis + 1 - upper)));
+        }
+        nextMasks[out] = around;
+        nextFamilies[out] = family;
+        out++;
+      }
+    }
+  }
+
+  /** Leaves in depth-first order. */
+  walk() {
+    const occupancies = this.treeOccupancy;
+    const firsts = this.treeFirst;
+    const { leafX, leafY, leafZ, leafCount, leafDepth } = this;
+    // By depth: children not visited yet, number of the next one, cell.
+    const left = new Int32Array(MAX_DEPTH + 1);
+    const next = new Int32Array(MAX_DEPTH + 1);
+    const cellX = new Int32Array(MAX_DEPTH + 1);
+    const cellY = new Int32Array(MAX_DEPTH + 1);
+    const cellZ = new Int32Array(MAX_DEPTH + 1);
+    let leaves = 0;
+    if (occupancies[1] === 0) {
+      leafX[0] = leafY[0] = leafZ[0] = leafDepth[0] = 0;
+      leafCount[0] = firsts[1];
+      return;
+    }
+    left[0] = occupancies[1];
+    next[0] = firsts[1];
+    let depth = 0;
+    while (depth >= 0) {
+      const rest = left[depth];
+      if (rest === 0) {
+        depth--;
+        continue;
+      }
+      const child = 31 - Math.clz32(rest & -rest);
+      left[depth] = rest & (rest - 1);
+      const node = next[depth]++;
+      const x = (cellX[depth] << 1) | (child & 1);
+      const y = (cellY[depth] << 1) | ((child >> 1) & 1);
+      const z = (cellZ[depth] << 1) | (child >> 2);
+      const occupancy = occupancies[node];
+      if (occupancy) {
+        depth++;
+        left[depth] = occupancy;
+        next[depth] = firsts[node];
+        cellX[depth] = x;
+        cellY[depth] = y;
+        cellZ[depth] = z;
+      } else {
+        leafX[leaves] = x;
+        leafY[leaves] = y;
+        leafZ[leaves] = z;
+        leafDepth[leaves] = depth + 1;
+        leafCount[leaves] = firsts[node];
+        leaves++;
+      }
+    }
+  }
+
+  /**
+   * The next block of Gaussians: rows WINDOW.. of `values`, and `means`.
+   * @param {Int32Array | null} links out, of every Gaussian of the tile: distances of its neighbours less 1, 4 bits each,
+   *     nearest lowest; colour class above them. What `LayerDecoder` needs.
+   * @returns {number} how many, 0 at the end of the chunk, which is checked then
+   */
+  next(links) {
+    const size = Math.min(BLOCK, this.count - this.done);
+    if (size === 0) {
+      this.coder.finish();
+      return 0;
+    }
+    if (this.done) {
+      // A full block came before: its last rows are the new history.
+      this.values.copyWithin(0, 12 * BLOCK);
+      this.magnitudes.copyWithin(0, 12 * BLOCK);
+      this.centers.copyWithin(0, 3 * BLOCK);
+    }
+    this.decodeBlock(size, links);
+    this.coder.check();
+    this.done += size;
+    return size;
+  }
+
+  /**
+   * @param {number} size
+   * @param {Int32Array | null} links
+   */
+  decodeBlock(size, links) {
+    const head = /** @type {TileHead} */ (this.head);
+    const { first, starts, maps, bases, modes, terms, bias, begin, sources, coefficients, sizeStep, precision } =
+      this.parameters;
+    const { values, magnitudes, centers, means, features, nears, coder } = this;
+    const { leafX, leafY, leafZ, leafDepth, leafCount } = this;
+    const originX = head.origin[0];
+    const originY = head.origin[1];
+    const originZ = head.origin[2];
+    const exponent = head.exponent;
+    const { states, words, raw, mask, numWords, rawBits } = coder;
+    let symbol = coder.count;
+    let at = coder.at;
+    let position = coder.position;
+    let leaf = this.leaf;
+    let leafDone = this.leafDone;
+    const before = Math.min(this.done, WINDOW);
+    for (let i = 0; i < size; i++) {
+      const row = WINDOW + i;
+      const depth = leafDepth[leaf];
+      const cellX = leafX[leaf];
+      const cellY = leafY[leaf];
+      const cellZ = leafZ[leaf];
+      if (++leafDone === leafCount[leaf]) {
+        leaf++;
+        leafDone = 0;
+      }
+      const half = 1 << (MAX_DEPTH - depth);
+      const centerX = (2 * cellX + 1) * half;
+      const centerY = (2 * cellY + 1) * half;
+      const centerZ = (2 * cellZ + 1) * half;
+      centers[3 * row] = centerX;
+      centers[3 * row + 1] = centerY;
+      centers[3 * row + 2] = centerZ;
+
+      // The four nearest of the Gaussians before: d distance, k how far back.
+      let d0 = Infinity;
+      let d1 = Infinity;
+      let d2 = Infinity;
+      let d3 = Infinity;
+      let k0 = 1;
+      let k1 = 0;
+      let k2 = 0;
+      let k3 = 0;
+      const furthest = Math.min(before + i, WINDOW);
+      for (let k = 1; k <= furthest; k++) {
+        const c = 3 * (row - k);
+        const dx = centers[c] - centerX;
+        const dy = centers[c + 1] - centerY;
+        const dz = centers[c + 2] - centerZ;
+        const d = dx * dx + dy * dy + dz * dz;
+        if (d < d3) {
+          if (d < d1) {
+            d3 = d2;
+            k3 = k2;
+            d2 = d1;
+            k2 = k1;
+            if (d < d0) {
+              d1 = d0;
+              k1 = k0;
+              d0 = d;
+              k0 = k;
+            } else {
+              d1 = d;
+              k1 = k;
+            }
+          } else if (d < d2) {
+            d3 = d2;
+            k3 = k2;
+            d2 = d;
+            k2 = k;
+          } else {
+            d3 = d;
+            k3 = k;
+          }
+        }
+      }
+      if (furthest < 4) {
+        // Where there are fewer the nearest is repeated; before Gaussian 0 lie rows of zeros.
+        if (furthest < 2) k1 = k0;
+        if (furthest < 3) k2 = k0;
+        k3 = k0;
+      }
+      const a = 12 * (row - k0);
+      const b = 12 * (row - k1);
+      const c = 12 * (row - k2);
+      const d = 12 * (row - k3);
+      for (let s = 0; s < 12; s++) {
+        const nearest = values[a + s];
+        features[s] = (nearest + values[b + s] + values[c + s] + values[d + s]) >> 2;
+        features[12 + s] = nearest;
+        nears[s] = magnitudes[a + s] + magnitudes[b + s] + magnitudes[c + s] + magnitudes[d + s];
+      }
+      features[36] = 256 * depth;
+
+      const out = 12 * row;
+      let e = 0;
+      let g = 0;
+      let m1 = 0;
+      let m2 = 0;
+      let f = 0;
+      for (let s = 0; s < 12; s++) {
+        let total = bias[s];
+        for (const last = begin[s + 1]; f < last; f++) total += coefficients[f] * features[sources[f]];
+        total = Math.floor(total / 4096);
+        if (total > LIMIT) total = LIMIT;
+        else if (total < -LIMIT) total = -LIMIT;
+
+        let near = nears[s] >> e;
+        near = (near | ((255 - near) >> 31)) & 255;
+        let own = (2 * ((m1 & terms[2 * s]) + (m2 & terms[2 * s + 1]))) >> e;
+        own = (own | ((255 - own) >> 31)) & 255;
+        const mode = modes[s];
+        const cell = bases[16 * s + e] + NEAR_CELLS[mode + near] + OWN_CELLS[mode + own];
+        let x = states[symbol & mask];
+        const slot = x & 4095;
+        const table = maps[cell];
+        let r = first[(table << 7) + (slot >> BUCKET_BITS)];
+        let entry = (table << 8) + r;
+        let start = starts[entry];
+        let end = starts[entry + 1];
+        while (slot >= end) {
+          r++;
+          start = end;
+          end = starts[++entry + 1];
+        }
+        x = (Math.imul(end - start, x >>> 12) + slot - start) | 0;
+        const need = ((x >>> 16) - 1) >> 31;
+        states[symbol & mask] = (x << (need & 16)) | (words[at] & need);
+        at -= need;
+        symbol++;
+        if (r >= 16) {
+          const bits = ((r - 16) >> 2) + 2;
+          const byte = position >>> 3;
+          const shift = position & 7;
+          const word = (raw[byte] << 24) | (raw[byte + 1] << 16) | (raw[byte + 2] << 8) | raw[byte + 3];
+          const rest = ((word << shift) | (raw[byte + 4] >> (8 - shift))) >>> (32 - bits);
+          position += bits;
+          r = ((4 + (r & 3)) << bits) | rest;
+        }
+        r = (r >>> 1) ^ -(r & 1);
+        const most = 134217728 >> e;
+        if (r > most) r = most;
+        else if (r < -most) r = -most;
+        r <<= e;
+        const v = total + r;
+        values[out + s] = v > LIMIT ? LIMIT : v < -LIMIT ? -LIMIT : v;
+        features[24 + s] = values[out + s];
+        m2 = m1;
+        m1 = (r ^ (r >> 31)) - (r >> 31);
+        magnitudes[out + s] = m1;
+        if (s < 2) {
+          if (v < 0 || v > 15) throw new SplcError("format", "a class is out of range", HEAD_BYTES);
+          if (s) e = g;
+          else g = v;
+        } else if (s === 8) {
+          e = values[out + 1];
+        }
+      }
+      if (at > numWords || position > rawBits) coder.check();
+
+      // Position: plain bits of each axis, as many as the Gaussian's own size asks for.
+      const edge = POWERS[1100 + exponent - depth];
+      const want = 1024 * (exponent - depth - g) - precision;
+      let bits = bitsOf(want - values[out + 2] * sizeStep);
+      let byte = position >>> 3;
+      let shift = position & 7;
+      let q = 0;
+      if (bits) {
+        const word = (raw[byte] << 24) | (raw[byte + 1] << 16) | (raw[byte + 2] << 8) | raw[byte + 3];
+        q = ((word << shift) | (raw[byte + 4] >> (8 - shift))) >>> (32 - bits);
+      }
+      means[3 * i] = originX + (cellX + (q + 0.5) * POWERS[1100 - bits]) * edge;
+      position += bits;
+      bits = bitsOf(want - values[out + 3] * sizeStep);
+      byte = position >>> 3;
+      shift = position & 7;
+      q = 0;
+      if (bits) {
+        const word = (raw[byte] << 24) | (raw[byte + 1] << 16) | (raw[byte + 2] << 8) | raw[byte + 3];
+        q = ((word << shift) | (raw[byte + 4] >> (8 - shift))) >>> (32 - bits);
+      }
+      means[3 * i + 1] = originY + (cellY + (q + 0.5) * POWERS[1100 - bits]) * edge;
+      position += bits;
+      bits = bitsOf(want - values[out + 4] * sizeStep);
+      byte = position >>> 3;
+      shift = position & 7;
+      q = 0;
+      if (bits) {
+        const word = (raw[byte] << 24) | (raw[byte + 1] << 16) | (raw[byte + 2] << 8) | raw[byte + 3];
+        q = ((word << shift) | (raw[byte + 4] >> (8 - shift))) >>> (32 - bits);
+      }
+      means[3 * i + 2] = originZ + (cellZ + (q + 0.5) * POWERS[1100 - bits]) * edge;
+      position += bits;
+      if (links) {
+        links[this.done + i] = (k0 - 1) | ((k1 - 1) << 4) | ((k2 - 1) << 8) | ((k3 - 1) << 12) | (e << 16);
+      }
+    }
+    coder.count = symbol;
+    coder.at = at;
+    coder.position = position;
+    this.leaf = leaf;
+    this.leafDone = leafDone;
+  }
+}
+
+/**
+ * Plain bits of a position, from how many 1/1024 octaves the leaf is larger than the step.
+ * @param {number} want
+ */
+function bitsOf(want) {
+  const bits = Math.ceil(want / 1024);
+  return bits < 0 ? 0 : bits > 30 ? 30 : bits;
+}
+
+/** Decodes the SHC chunks of a tile, block by block, with the `links` of its TILE chunk. */
+export class LayerDecoder {
+  /**
+   * @param {Parameters} parameters
+   * @param {number} layer 1 to 3
+   */
+  constructor(parameters, layer) {
+    this.parameters = parameters;
+    this.layer = layer;
+    /** First stream of the layer. */
+    this.first = STREAMS[layer - 1];
+    /** Streams of the layer. */
+    this.width = STREAMS[layer] - this.first;
+    this.coder = new Coder();
+    this.values = new Int32Array(this.width * ROWS);
+    this.magnitudes = new Int32Array(this.width * ROWS);
+    this.done = 0;
+  }
+
+  /** @param {Uint8Array} bytes the chunk */
+  start(bytes) {
+    if (bytes.length < LAYER_HEAD_BYTES) throw new SplcError("truncated", "the header is cut off", bytes.length);
+    checkTools(bytes);
+    const length = new DataView(bytes.buffer, bytes.byteOffset, bytes.length).getUint32(4, true);
+    this.coder.start(bytes, LAYER_HEAD_BYTES, length, bytes[0]);
+    this.values.fill(0, 0, this.width * WINDOW);
+    this.magnitudes.fill(0, 0, this.width * WINDOW);
+    this.done = 0;
+  }
+
+  /**
+   * The next block of Gaussians: rows WINDOW.. of `values`.
+   * @param {number} size as many as `TileDecoder.next` gave, 0 at the end
+   * @param {Int32Array} links
+   */
+  next(size, links) {
+    if (size === 0) {
+      this.coder.finish();
+      return;
+    }
+    if (this.done) {
+      this.values.copyWithin(0, this.width * BLOCK);
+      this.magnitudes.copyWithin(0, this.width * BLOCK);
+    }
+    this.decodeBlock(size, links);
+    this.coder.check();
+    this.done += size;
+  }
+
+  /**
+   * @param {number} size
+   * @param {Int32Array} links
+   */
+  decodeBlock(size, links) {
+    const { first, starts, maps, bases, modes, bias, shCoefficients } = this.parameters;
+    const { values, magnitudes, coder, width, done } = this;
+    const firstStream = this.first;
+    const { states, words, raw, mask, numWords, rawBits } = coder;
+    let symbol = coder.count;
+    let at = coder.at;
+    let position = coder.position;
+    for (let i = 0; i < size; i++) {
+      const link = links[done + i];
+      const out = width * (WINDOW + i);
+      const a = out - width * (1 + (link & 15));
+      const b = out - width * (1 + ((link >> 4) & 15));
+      const c = out - width * (1 + ((link >> 8) & 15));
+      const d = out - width * (1 + ((link >> 12) & 15));
+      const e = link >> 16;
+      const most = 134217728 >> e;
+      let m1 = 0;
+      let m2 = 0;
+      for (let w = 0; w < width; w++) {
+        const s = firstStream + w;
+        const nearest = values[a + w];
+        const mean = (nearest + values[b + w] + values[c + w] + values[d + w]) >> 2;
+        let total = bias[s] + shCoefficients[2 * s] * mean + shCoefficients[2 * s + 1] * nearest;
+        total = Math.floor(total / 4096);
+        if (total > LIMIT) total = LIMIT;
+        else if (total < -LIMIT) total = -LIMIT;
+
+        let near = (magnitudes[a + w] + magnitudes[b + w] + magnitudes[c + w] + magnitudes[d + w]) >> e;
+        near = (near | ((255 - near) >> 31)) & 255;
+        let own = (2 * (m1 + m2)) >> e;
+        own = (own | ((255 - own) >> 31)) & 255;
+        const mode = modes[s];
+        const cell = bases[16 * s + e] + NEAR_CELLS[mode + near] + OWN_CELLS[mode + own];
+        let x = states[symbol & mask];
+        const slot = x & 4095;
+        const table = maps[cell];
+        let r = first[(table << 7) + (slot >> BUCKET_BITS)];
+        let entry = (table << 8) + r;
+        let start = starts[entry];
+        let end = starts[entry + 1];
+        while (slot >= end) {
+          r++;
+          start = end;
+          end = starts[++entry + 1];
+        }
+        x = (Math.imul(end - start, x >>> 12) + slot - start) | 0;
+        const need = ((x >>> 16) - 1) >> 31;
+        states[symbol & mask] = (x << (need & 16)) | (words[at] & need);
+        at -= need;
+        symbol++;
+        if (r >= 16) {
+          const bits = ((r - 16) >> 2) + 2;
+          const byte = position >>> 3;
+          const shift = position & 7;
+          const word = (raw[byte] << 24) | (raw[byte + 1] << 16) | (raw[byte + 2] << 8) | raw[byte + 3];
+          const rest = ((word << shift) | (raw[byte + 4] >> (8 - shift))) >>> (32 - bits);
+          position += bits;
+          r = ((4 + (r & 3)) << bits) | rest;
+        }
+        r = (r >>> 1) ^ -(r & 1);
+        if (r > most) r = most;
+        else if (r < -most) r = -most;
+        r <<= e;
+        const v = total + r;
+        values[out + w] = v > LIMIT ? LIMIT : v < -LIMIT ? -LIMIT : v;
+        m2 = m1;
+        m1 = (r ^ (r >> 31)) - (r >> 31);
+        magnitudes[out + w] = m1;
+      }
+      if (at > numWords || position > rawBits) coder.check();
+    }
+    coder.count = symbol;
+    coder.at = at;
+    coder.position = position;
+  }
+}

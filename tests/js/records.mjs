@@ -1,0 +1,101 @@
+// Records for a GPU beside the exact arrays: node records.mjs FILE... Unpacks them as their description says.
+
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { BLOCK, open } from "../../splatcodec/player/decoder/index.js";
+import { report } from "./common.mjs";
+
+const SH_C0 = 0.28209479177387814;
+const word = new Uint32Array(1);
+const asFloat = new Float32Array(word.buffer);
+const floatOf = (bits) => ((word[0] = bits), asFloat[0]);
+
+function unpack(records, boxes, i) {
+  const [a, b, c, d] = records.subarray(4 * i, 4 * i + 4);
+  const box = boxes.subarray(16 * Math.floor(i / BLOCK), 16 * Math.floor(i / BLOCK) + 16);
+  const [lowX, lowY, lowZ, stepX, stepY, stepZ, sizeLow, sizeStep, shapeStep] = box;
+  const position = [lowX + (a & 65535) * stepX, lowY + (a >>> 16) * stepY, lowZ + (b & 65535) * stepZ];
+  const R = [(b >>> 16) & 255, b >>> 24, c & 255].map((q) => 2 ** (sizeLow + q * sizeStep));
+  const w = [(c >>> 8) & 255, (c >>> 16) & 255, c >>> 24].map(
+    (q) => Math.sign(q - 127) * (floatOf(0x3f800000 + Math.abs(q - 127) * shapeStep) - 1),
+  );
+  const color = [d & 255, (d >>> 8) & 255, (d >>> 16) & 255].map((q, k) => box[9 + k] + q * box[12 + k]);
+  const [x, y, z] = [[R[0], 0, 0], [w[0] * R[1], R[1], 0], [w[1] * R[2], w[2] * R[2], R[2]]];
+  const dot = (p, q) => p[0] * q[0] + p[1] * q[1] + p[2] * q[2];
+  const blur2 = box[15];
+  const covariance = [dot(x, x) - blur2, dot(x, y), dot(x, z), dot(y, y) - blur2, dot(y, z), dot(z, z) - blur2];
+  return { position, covariance, color, alpha: (d >>> 24) / 255, steps: [stepX, stepY, stepZ], R, w, blur2, sizeStep, shapeStep, colorStep: box.subarray(12, 15) };
+}
+
+function unpackSh(sh, words, degree, i) {
+  const row = sh.subarray(words * i, words * i + words);
+  const bits = (at, n) => {
+    let value = 0;
+    for (let k = 0; k < n; k++) value += ((row[(at + k) >> 5] >>> ((at + k) & 31)) & 1) * 2 ** k;
+    return value;
+  };
+  const scale = floatOf(((row[words - 1] >>> 24) + 856) << 20);
+  const total = 3 * ((degree + 1) ** 2 - 1);
+  const values = [];
+  for (let k = 0; k < total; k++) {
+    values.push(k < 24 ? ((bits(8 * k, 8) - 128) / 127) * scale : ((bits(192 + 7 * (k - 24), 7) - 64) / 63) * scale);
+  }
+  return { values, scale };
+}
+
+const seen = { files: 0, gaussians: 0, bytes_without_sh: 0, bytes_with_sh: 0, shape_error: 0, sh_error: 0 };
+for (const path of process.argv.slice(2)) {
+  const file = await open(readFileSync(path));
+  const exact = await file.decode({ parts: file.parts });
+  const packed = await file.decode({ parts: file.parts, as: "records" });
+  const words = [0, 3, 7, 11][file.shDegree];
+  exact.parts.forEach((part, k) => {
+    const { records, boxes } = packed.parts[k].records;
+    const { sh } = packed.parts[k];
+    assert.equal(records.length, 4 * part.count);
+    assert.equal(boxes.length, 16 * Math.ceil(part.count / BLOCK));
+    if (part.count >= BLOCK) seen.bytes_without_sh = Math.max(seen.bytes_without_sh, (records.byteLength + boxes.byteLength) / part.count);
+    assert.equal(sh === null, part.sh === null);
+    if (sh) {
+      assert.equal(sh.length, words * part.count);
+      seen.bytes_with_sh = Math.max(seen.bytes_with_sh, (records.byteLength + sh.byteLength) / part.count);
+    }
+    for (let i = 0; i < part.count; i++) {
+      const one = unpack(records, boxes, i);
+      const { means, covariances, alphas, sh0 } = part.arrays;
+      for (let j = 0; j < 3; j++) {
+        const slack = Math.abs(means[3 * i + j]) * 2e-7;
+        assert.ok(Math.abs(one.position[j] - means[3 * i + j]) <= 0.501 * one.steps[j] + slack, "position");
+        const color = 0.5 + SH_C0 * sh0[3 * i + j];
+        assert.ok(Math.abs(one.color[j] - color) <= 0.501 * one.colorStep[j] + 1e-6 * Math.abs(color), "colour");
+      }
+      assert.ok(Math.abs(one.alpha - alphas[i]) <= 0.5 / 255 + 1e-9, "alpha");
+      // Sizes within half a step; slants within half a step of their scale, which is at most (1 + |w|) * range / 254.
+      const [xx, xy, xz, yy, yz, zz] = covariances.subarray(6 * i, 6 * i + 6);
+      const r1 = Math.sqrt(xx + one.blur2);
+      assert.ok(Math.abs(Math.log2(one.R[0] / r1)) <= 0.51 * one.sizeStep + 1e-4, "size");
+      const b = xy / r1;
+      const r2 = Math.sqrt(Math.max(0, yy + one.blur2 - b * b));
+      const slack = (1 + Math.abs(b / r2)) * ((0.51 * one.shapeStep) / 2 ** 23) + 2e-2 * (1 + Math.abs(b / r2));
+      if (r2 > 1e-3 * Math.abs(b)) assert.ok(Math.abs(one.w[0] - b / r2) <= slack, `slant ${one.w[0]} ${b / r2}`);
+      void [xz, yz, zz];
+      const trace = xx + yy + zz + 3 * one.blur2;
+      const error = Math.max(...one.covariance.map((x, j) => Math.abs(x - covariances[6 * i + j]))) / trace;
+      seen.shape_error = Math.max(seen.shape_error, error);
+      if (sh) {
+        const { values, scale } = unpackSh(sh, words, file.shDegree, i);
+        const n = values.length;
+        const most = Math.max(...part.sh.subarray(n * i, n * i + n).map(Math.abs));
+        assert.ok(scale >= most * (1 - 1e-6) && (scale <= most * 1.1251 || most < 2 ** -19), `scale ${scale} of ${most}`);
+        for (let j = 0; j < n; j++) {
+          const off = Math.abs(values[j] - part.sh[n * i + j]) / scale;
+          assert.ok(off <= (j < 24 ? 0.501 / 127 : 0.501 / 63), `SH coefficient ${j}: ${off}`);
+          seen.sh_error = Math.max(seen.sh_error, off);
+        }
+      }
+      seen.gaussians++;
+    }
+  });
+  seen.files++;
+}
+report(seen);
