@@ -195,11 +195,11 @@ def write(
         if folder is not None:
             assert fmt.write_path is not None
             with atomic_folder(folder, overwrite, last=fmt.index_name) as temporary:
-                fmt.write_path(gaussians, Path(temporary), options)
+                more = fmt.write_path(gaussians, Path(temporary), options)
         else:
             assert fmt.write is not None
             with atomic_write(where, overwrite) as handle:
-                fmt.write(gaussians, handle, options)
+                more = fmt.write(gaussians, handle, options)
     except SplatCodecError as error:
         error.locate(file=text)
         raise
@@ -207,6 +207,7 @@ def write(
         raise os_error(error, path, "write") from None
     except MemoryError:
         raise LimitExceededError("there is not enough memory to write this scene", file=text) from None
+    losses = [*losses, *(more or ())]
     for loss in losses:
         warnings.warn(f"{fmt.title}: {loss}", SplatCodecWarning, stacklevel=2)
     return losses

@@ -79,14 +79,15 @@ class Format:
         suffixes: lower-case endings of file names, the usual one first; none for a format that is only a folder.
         read: (path, limits) -> Gaussians, raw as in `Gaussians`. Raises only SplatCodecError, and OSError while
             reading, which `splatcodec.formats.read` translates.
-        write: (gaussians, file, options) -> None; None where the format is no single file or can only be read. The
-            file can be written to and sought in; it becomes the target only when `write` returns.
+        write: (gaussians, file, options) -> None, or further losses that show only while writing, such as what a
+            quality leaves out; None where the format is no single file or can only be read. The file can be written to
+            and sought in; it becomes the target only when `write` returns.
         sniff: (head, path) -> whether the first bytes (`HEAD_BYTES` at most; none for a directory) are this format's.
             Of one file at most one format may say yes.
         has_magic: whether every file of the format can be sniffed. If not, the suffix decides.
-        write_path: (gaussians, folder, options) -> None, of formats that are also, or only, a folder of files: fills
-            `folder`, which exists, is empty, and becomes the target only when `write_path` returns. Called instead of
-            `write` when the target is a folder (see `splatcodec.formats.write`).
+        write_path: (gaussians, folder, options) -> None or further losses, of formats that are also, or only, a folder
+            of files: fills `folder`, which exists, is empty, and becomes the target only when `write_path` returns.
+            Called instead of `write` when the target is a folder (see `splatcodec.formats.write`).
         index_name: lower-case name of the file in that folder that stands for it, such as "meta.json".
         losses: (gaussians, options) -> sentences, each naming something of *this* scene that the file will not hold:
             extras, SH bands, metadata, values out of range, precision, Gaussians left out. Empty only if `read` would
@@ -100,10 +101,10 @@ class Format:
     title: str
     suffixes: tuple[str, ...]
     read: Callable[[Path, Limits], Gaussians]
-    write: Callable[[Gaussians, BinaryIO, WriteOptions], None] | None
+    write: Callable[[Gaussians, BinaryIO, WriteOptions], list[str] | None] | None
     sniff: Callable[[bytes, Path], bool]
     has_magic: bool = True
-    write_path: Callable[[Gaussians, Path, WriteOptions], None] | None = None
+    write_path: Callable[[Gaussians, Path, WriteOptions], list[str] | None] | None = None
     index_name: str | None = None
     losses: Callable[[Gaussians, WriteOptions], list[str]] | None = None
     error_bounds: Callable[[Gaussians, WriteOptions], ErrorBounds] | None = None

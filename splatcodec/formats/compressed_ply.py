@@ -29,6 +29,7 @@ from ._packing import (
     smallest_three,
     warn_degree_4,
 )
+from ._quality import reduced
 from ._records import file_size, read_blocks
 from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
 from .ply import (
@@ -216,9 +217,8 @@ _AXIS_WEIGHTS = (1.0, 2.0, 1.0)
 _SH_LIMIT = 4.0
 
 
-def _held(gaussians: Gaussians, options: WriteOptions) -> Gaussians:
+def _chunked(scene: Gaussians) -> Gaussians:
     """What is written, in chunks; bands that are zero throughout are left out, as zero itself has no code."""
-    scene = drawable(gaussians, options)
     degree = scene.sh_degree
     while len(scene) and degree and not scene.shN[:, num_sh_coefficients(degree - 1) - 1 :].any():
         degree -= 1
@@ -257,15 +257,19 @@ def _pack(
     return ends, words
 
 
-def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> None:
+def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
     """Write a PlayCanvas compressed PLY.
 
     Its chunks of 256 Gaussians get boxes as small as can be, which is what positions are rounded in.
 
+    Returns:
+        What the quality leaves out.
+
     Raises:
         ParameterError: a chunk is wider than float32 can say.
     """
-    scene = _held(gaussians, options)
+    scene, lost = reduced(gaussians, options)
+    scene = _chunked(scene)
     ranges, words = zip(
         _pack(scene.means, _XYZ_FIELDS),
         _pack(np.clip(scene.scales, -_SCALE_CLAMP, _SCALE_CLAMP), _XYZ_FIELDS),
@@ -291,6 +295,7 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
     file.write("\n".join([*lines, "end_header\n"]).encode("utf-8", "replace"))
     for array in (chunks.astype("<f4"), packed.astype("<u4"), sh):
         file.write(array.tobytes())
+    return lost
 
 
 def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
@@ -308,7 +313,7 @@ def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
 
 
 def _error_bounds(gaussians: Gaussians, options: WriteOptions) -> ErrorBounds:
-    scene = _held(gaussians, options)
+    scene = _chunked(drawable(gaussians, options))
 
     def half_step(values: npt.NDArray[np.float32], fields: tuple[tuple[int, int], ...]) -> float:
         ends, _ = _pack(values, fields)

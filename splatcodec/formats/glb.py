@@ -39,6 +39,7 @@ from ..version import __version__
 from . import spz
 from ._losses import SCENE_FACTS, drawable, is_json, lost_extras, lost_gaussians, lost_metadata
 from ._packing import alpha_bytes, row_blocks
+from ._quality import reduced
 from ._records import file_size
 from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
 
@@ -596,15 +597,19 @@ def _extras(metadata: Any) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value not in (None, []) and is_json(value)}
 
 
-def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> None:
+def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
     """Write a GLB file with KHR_gaussian_splatting: version 1 plain, version 2 with an SPZ file (version 2) inside.
 
     A scene that does not state its frame is taken to be in RDF. With a quality, plain quaternions take 16 bits.
+
+    Returns:
+        What the quality leaves out.
 
     Raises:
         ParameterError: the scene is empty, or larger than 4 GiB.
     """
     scene = _held(gaussians, options)
+    lost: list[str] = []
     if not len(scene):
         raise ParameterError("GLB cannot hold an empty scene")
     compressed = _version(options) == 2
@@ -613,9 +618,10 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
     if scene.metadata.get("colour_space") == "lin_rec709_display":
         extension["colorSpace"] = "lin_rec709_display"
     if compressed:
-        attributes = _build_spz(builder, scene, options)
+        attributes = _build_spz(builder, scene, options, lost)
         extension["extensions"] = {_SPZ_EXTENSION: {"bufferView": 0}}
     else:
+        scene, lost = reduced(scene, options)
         attributes = _build_plain(builder, scene, options)
         extension |= {"sortingMethod": "cameraDistance", "projection": "perspective"}
     asset: _Json = {"version": "2.0", "generator": f"splatcodec {__version__}"}
@@ -648,6 +654,7 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
     for content in builder.arrays:
         raw = content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()
         file.write(raw + bytes(-len(raw) % 4))
+    return lost
 
 
 def _build_plain(builder: _Builder, scene: Gaussians, options: WriteOptions) -> dict[str, int]:
@@ -683,14 +690,16 @@ def _sh_names(sh_degree: int) -> list[str]:
     return [f"SH_DEGREE_{band}_COEF_{n}" for band in range(1, sh_degree + 1) for n in range(2 * band + 1)]
 
 
-def _build_spz(builder: _Builder, scene: Gaussians, options: WriteOptions) -> dict[str, int]:
+def _build_spz(builder: _Builder, scene: Gaussians, options: WriteOptions, lost: list[str]) -> dict[str, int]:
+    """Add an SPZ file and the attributes that stand for it; what it loses goes to `lost`."""
     content = io.BytesIO()
-    antialiased = {"antialiased": True} if scene.metadata.get("antialiased") else {}
+    # What the SPZ file holds, and what helps to look at the scene; glTF itself states the frame.
+    inside = {name: scene.metadata[name] for name in ("antialiased", "up") if name in scene.metadata}
     inner = WriteOptions(quality=options.quality, version=2, threads=options.threads)
-    spz.write(scene.replaced(metadata=antialiased), content, inner)
+    lost += spz.write(scene.replaced(metadata=inside), content, inner)
     raw = content.getvalue()
     builder.view(raw, len(raw))
-    count = len(scene)
+    count = spz.stated_count(raw)
     low, high = scene.means.min(axis=0).tolist(), scene.means.max(axis=0).tolist()
     # The draft's attributes: colour and opacity together as COLOR_0.
     attributes = {

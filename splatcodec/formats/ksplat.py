@@ -23,6 +23,7 @@ from ..limits import DEFAULT_LIMITS, Limits
 from ._losses import drawable, lost_bands, lost_extras, lost_gaussians, lost_metadata, out_of_range
 from ._order import compact_chunks
 from ._packing import alpha_bytes, logits_of_alpha_bytes, lookup, rounded, row_blocks
+from ._quality import reduced
 from ._records import file_size, read_blocks
 from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
 
@@ -318,14 +319,17 @@ def _level(options: WriteOptions) -> int:
     return _LEVELS[0] if options.version is None else options.version
 
 
-def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> None:
+def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
     """Write a `.ksplat` file of level 1; `options.version` names another.
+
+    Returns:
+        What the quality leaves out.
 
     Raises:
         ParameterError: positions are further apart than float32 can say.
     """
     level = _level(options)
-    scene = _held(gaussians, options)
+    scene, lost = reduced(gaussians, options, _MAX_SH_DEGREE)
     centers = np.empty((0, 3), np.float32)
     lengths = np.empty(0, np.int64)
     block_size, offset_range = 5.0, 1
@@ -374,6 +378,7 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
             else:
                 block["sh"] = np.clip(values, -largest, largest)
         file.write(block.view(np.uint8).data)
+    return lost
 
 
 def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:

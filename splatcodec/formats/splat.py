@@ -18,6 +18,7 @@ from ..gaussians import SH_C0, Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
 from ._losses import drawable, lost_bands, lost_extras, lost_gaussians, lost_metadata, out_of_range
 from ._packing import alpha_bytes, logits_of_alpha_bytes, rounded, row_blocks
+from ._quality import reduced
 from ._records import file_size, read_blocks
 from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
 
@@ -65,13 +66,16 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
     return Gaussians(means=means, quats=quats, scales=scales, opacities=opacities, sh0=sh0)
 
 
-def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> None:
+def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
     """Write a `.splat` file, the Gaussians that show most first, so that a download in progress shows them.
+
+    Returns:
+        What the quality leaves out.
 
     Raises:
         ParameterError: the scene is empty.
     """
-    scene = drawable(gaussians, options)
+    scene, lost = reduced(gaussians, options, max_sh_degree=0)
     if not len(scene):
         raise ParameterError(".splat cannot hold an empty scene")
     scene = scene.selected(_display_order(scene))
@@ -88,6 +92,7 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
         top = np.take_along_axis(quats, np.abs(quats).argmax(axis=1)[:, None], axis=1)
         block["quat"] = np.rint(quats * np.where(top > 0, np.float32(-128), np.float32(128)) + 128)
         file.write(block.view(np.uint8).data)
+    return lost
 
 
 def _display_order(scene: Gaussians) -> npt.NDArray[np.intp]:

@@ -15,7 +15,7 @@ import zlib
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,19 +40,18 @@ from ._losses import drawable, lost_extras, lost_gaussians, lost_metadata, out_o
 from ._order import packing_order
 from ._packing import (
     MAX_SH_REST,
-    alpha_bytes,
     logits_of_alpha_bytes,
     lookup,
     quats_of_smallest_three,
-    rounded,
     row_blocks,
     smallest_three,
     warn_degree_4,
 )
+from ._quality import Judge, Steps
 from ._records import BLOCK_BYTES, file_size
 from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
 
-__all__ = ["FORMAT", "read", "read_stream", "write"]
+__all__ = ["FORMAT", "read", "read_stream", "stated_count", "write"]
 
 _MAGIC = b"NGSP"
 _MAGIC_4 = b"NGSP\x04\0\0\0"
@@ -474,6 +473,7 @@ def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
 _VERSIONS = (3, 2, 4)  # version 3 first: readers of it are everywhere by now, those of 4 are not
 _USUAL_FRACTIONAL_BITS = 12
 _MAX_FIXED = (1 << 23) - 1
+_MAX_WRITTEN_FRACTIONAL_BITS = 20
 # What bytes of scales, colours and harmonics reach, half a step further than the outermost value.
 _SCALE_RANGE = (-10 - 1 / 32, 255 / 16 - 10 + 1 / 32)
 _COLOUR_RANGE = (-0.5 / 0.15 - 0.014, 0.5 / 0.15 + 0.014)
@@ -483,50 +483,175 @@ _SH_RANGE = (-1 - 1 / 256, 1 + 1 / 16)
 _USUAL_SH_BITS = (5, 4)
 
 
-def _fractional_bits(gaussians: Gaussians) -> int:
+@dataclass(frozen=True, eq=False)
+class _Precision:
+    """How a scene is rounded.
+
+    Attributes:
+        fractional_bits: of positions.
+        powers: of each stream, (N,) int: codes are multiples of 2**power. Empty: the usual buckets of harmonics only.
+    """
+
+    fractional_bits: int
+    powers: Mapping[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+
+
+# Powers of two that codes may be multiples of: further, nothing is gained.
+_MAX_POWERS = {"positions": 16, "alphas": 5, "colors": 5, "scales": 4, "rotations": 6, "sh": 8}
+
+
+def _fractional_bits(gaussians: Gaussians, wanted: int = _USUAL_FRACTIONAL_BITS) -> int:
     """Bits behind the point of positions: 12 as everybody writes, fewer where the scene is too large for that."""
     reach = float(np.abs(gaussians.means).max(initial=0.0))
-    bits = _USUAL_FRACTIONAL_BITS
+    bits = wanted
     while bits > 0 and reach * 2.0**bits > _MAX_FIXED:
         bits -= 1
     return bits
 
 
-def _pack_positions(means: npt.NDArray[np.float32], bits: int) -> npt.NDArray[np.int32]:
-    """(N, 3) fixed-point integers of 24 bits."""
-    return rounded(means, 2.0**bits, 0, -_MAX_FIXED - 1, _MAX_FIXED, np.int32)
+def _precision_of(scene: Gaussians, steps: Steps, version: int) -> _Precision:
+    """The coarsest codes whose steps are no larger than `steps`."""
+    # One Gaussian in twenty may be rounded coarser than asked for, so that a few do not cost bits for all.
+    finest = float(np.quantile(steps.position, 0.05)) if len(scene) else 1.0
+    bits = int(np.clip(np.ceil(-np.log2(max(finest, 1e-9))), 0, _MAX_WRITTEN_FRACTIONAL_BITS))
+    bits = _fractional_bits(scene, bits)
+    units = {
+        "positions": (steps.position, 2.0**-bits),
+        "alphas": (steps.alpha, 1 / 255),
+        "colors": (steps.colour, 1 / 255 / 0.15),
+        "scales": (steps.scale, 1 / 16),
+        "rotations": (steps.quat, np.sqrt(0.5) / 511 if version > 2 else 1 / 127.5),
+        "sh": (steps.sh, 1 / 128),
+    }
+    powers = {}
+    for name, (step, unit) in units.items():
+        wanted = np.floor(np.log2(np.maximum(step, 1e-30) / unit) + 0.5)
+        powers[name] = np.clip(wanted, 0, _MAX_POWERS[name]).astype(np.int64)
+    return _Precision(bits, powers)
 
 
-def _pack_quats(quats: npt.NDArray[np.float32], version: int) -> npt.NDArray[Any]:
+def _coarse(
+    codes: npt.NDArray[np.float64], powers: npt.NDArray[np.int64] | None, center: float, low: float, high: float
+) -> npt.NDArray[np.float64]:
+    """Codes (n, ...) rounded to `center` plus multiples of 2**powers (n,), then clamped to `low`..`high`."""
+    if powers is None:
+        np.rint(codes, out=codes)
+    else:
+        unit = np.exp2(powers).reshape(-1, *(1,) * (codes.ndim - 1))
+        codes -= center
+        codes /= unit
+        np.rint(codes, out=codes)
+        codes *= unit
+        codes += center
+    return np.clip(codes, low, high, out=codes)
+
+
+def _pack(scene: Gaussians, version: int, precision: _Precision) -> dict[str, npt.NDArray[Any]]:
+    """The integers of the file, N rows of each stream; positions as (N, 3) int32 yet."""
+    count = len(scene)
+    packed: dict[str, npt.NDArray[Any]] = {
+        "positions": np.empty((count, 3), np.int32),
+        "alphas": np.empty(count, np.uint8),
+        "colors": np.empty((count, 3), np.uint8),
+        "scales": np.empty((count, 3), np.uint8),
+        "rotations": np.empty(count, "<u4") if version > 2 else np.empty((count, 3), np.uint8),
+        "sh": np.empty(scene.shN.shape, np.uint8),
+    }
+    scale = 2.0**precision.fractional_bits
+    usual_sh = np.array([1 << (8 - bits) for bits in (_USUAL_SH_BITS[:1] * 3 + _USUAL_SH_BITS[1:] * 12)], np.float64)
+    for rows in row_blocks(count):
+        powers = {name: values[rows] for name, values in precision.powers.items()}
+
+        def coarse(name: str, codes: npt.NDArray[Any], center: float, low: float, high: float) -> npt.NDArray[Any]:
+            return _coarse(codes, powers.get(name), center, low, high)  # noqa: B023
+
+        means = scene.means[rows].astype(np.float64) * scale
+        packed["positions"][rows] = coarse("positions", means, 0, -_MAX_FIXED - 1, _MAX_FIXED)
+        with np.errstate(over="ignore"):
+            alphas = 255 / (1 + np.exp(-scene.opacities[rows].astype(np.float64)))
+        # What shows at all is not rounded to nothing.
+        low = np.minimum(np.rint(alphas), 1)
+        packed["alphas"][rows] = np.maximum(coarse("alphas", alphas, 0, 0, 255), low)
+        colours = scene.sh0[rows, 0].astype(np.float64) * (255 * 0.15) + 127.5
+        packed["colors"][rows] = coarse("colors", colours, 128, 0, 255)
+        scales = scene.scales[rows].astype(np.float64) * 16 + 160
+        packed["scales"][rows] = coarse("scales", scales, 0, 0, 255)
+        packed["rotations"][rows] = _pack_quats(scene.quats[rows], version, powers.get("rotations"))
+        sh = scene.shN[rows].astype(np.float64) * 128
+        if "sh" in powers:
+            packed["sh"][rows] = coarse("sh", sh + 128, 128, 0, 255)
+        else:
+            # Buckets are centred on multiples of their size; the last one would begin behind 255.
+            bucket = usual_sh[: sh.shape[1], None]
+            packed["sh"][rows] = np.clip(np.rint(sh / bucket) * bucket + 128, 0, 255)
+    return packed
+
+
+def _pack_quats(quats: npt.NDArray[np.float32], version: int, powers: npt.NDArray[np.int64] | None) -> npt.NDArray[Any]:
     """(N,) words of 32 bits, or (N, 3) bytes in version 2."""
     if version < 3:
-        packed = np.empty((len(quats), 3), np.uint8)
-        for rows in row_blocks(len(quats)):
-            unit = unit_quats(quats[rows])
-            unit *= np.where(unit[:, :1] < 0, np.float32(-1), np.float32(1))
-            packed[rows] = np.rint(unit[:, 1:] * 127.5 + 127.5)
-        return packed
+        unit = unit_quats(quats).astype(np.float64)
+        unit *= np.where(unit[:, :1] < 0, -1, 1)
+        return _coarse(unit[:, 1:] * 127.5 + 127.5, powers, 127.5, 0, 255)
     largest, kept = smallest_three(quats, (1, 2, 3, 0))
-    words = np.empty(len(quats), "<u4")
-    for rows in row_blocks(len(quats)):
-        block = kept[rows]
-        magnitudes = np.minimum(np.abs(block) * np.float32(511 * np.sqrt(2)) + np.float32(0.5), 511).astype(np.uint32)
-        fields = magnitudes | (block < 0).astype(np.uint32) << np.uint32(9)
-        word = largest[rows].astype(np.uint32)
-        for k in range(3):
-            word = word << np.uint32(10) | fields[:, k]
-        words[rows] = word
+    magnitudes = _coarse(np.abs(kept).astype(np.float64) * (511 * np.sqrt(2)), powers, 0, 0, 511).astype(np.uint32)
+    fields = magnitudes | ((kept < 0) & (magnitudes > 0)).astype(np.uint32) << np.uint32(9)
+    words = largest.astype(np.uint32)
+    for k in range(3):
+        words = words << np.uint32(10) | fields[:, k]
     return words
 
 
-def _pack_sh(shN: npt.NDArray[np.float32], bits: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """(N, K - 1, 3) bytes, each the centre of a bucket of 2**(8 - bits) values."""
-    packed = np.empty(shN.shape, np.uint8)
-    for columns, kept_bits in ((slice(0, 3), bits[0]), (slice(3, None), bits[1])):
-        bucket = float(1 << (8 - kept_bits))
-        steps = rounded(shN[:, columns], 128 / bucket, 0, -128 / bucket, 128 / bucket, np.int16)
-        packed[:, columns] = np.minimum(steps * np.int16(bucket) + 128, 255)
-    return packed
+def _triples(positions: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8]:
+    """(N, 9) bytes of (N, 3) integers."""
+    return positions.astype("<i4").view(np.uint8).reshape(-1, 3, 4)[:, :, :3].reshape(-1, 9)
+
+
+def _unpacked(packed: Mapping[str, npt.NDArray[Any]], version: int, precision: _Precision, sh_degree: int) -> Gaussians:
+    """What a reader makes of `_pack`'s integers."""
+    count = len(packed["alphas"])
+    arrays = _Arrays(_Header(version, count, sh_degree, precision.fractional_bits, 0))
+    for name, values in packed.items():
+        raw = (
+            np.ascontiguousarray(_triples(values) if name == "positions" else values).view(np.uint8).reshape(count, -1)
+        )
+        for rows in row_blocks(count):
+            if raw.shape[1]:
+                arrays.put(name, rows, raw[rows].reshape(-1))
+    return Gaussians(
+        means=arrays.means,
+        quats=arrays.quats,
+        scales=arrays.scales,
+        opacities=arrays.opacities,
+        sh0=arrays.sh0,
+        shN=arrays.shN,
+    )
+
+
+def _chosen(scene: Gaussians, version: int, options: WriteOptions) -> tuple[Gaussians, _Precision, list[str]]:
+    """What to write of the scene and how precisely, and what that loses."""
+    if options.quality is None or not len(scene):
+        return scene, _Precision(_fractional_bits(scene)), []
+    judge = Judge(scene, options)
+
+    def choice(slope: float) -> tuple[Gaussians, _Precision]:
+        kept = judge.kept(slope)
+        part = scene.selected(kept)
+        return part, _precision_of(part, judge.steps(slope).selected(kept), version)
+
+    def copy(slope: float) -> Gaussians:
+        part, precision = choice(slope)
+        return _unpacked(_pack(part, version, precision), version, precision, part.sh_degree)
+
+    slope, psnr = judge.slope(copy)
+    part, precision = choice(slope)
+    lost = [f"values rounded as coarsely as quality {options.quality:g} allows"]
+    if psnr < judge.wanted_db - 1:
+        lost.append(f"quality {options.quality:g} asks for {judge.wanted_db:.1f} dB, SPZ gives about {psnr:.1f} dB")
+    if len(part) < len(scene):
+        left = len(scene) - len(part)
+        lost.append(f"{left} Gaussians that hardly show left out, as quality {options.quality:g} allows")
+    return part, precision, lost
 
 
 def _pack_extensions(metadata: Mapping[str, Any]) -> bytes:
@@ -546,11 +671,15 @@ def _safe_orbit(metadata: Mapping[str, Any]) -> list[float] | None:
     return [float(camera[name]) for name in _SAFE_ORBIT]
 
 
-def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> None:
+def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
     """Write an SPZ file of version 3 (or 2 or 4).
 
     Gaussians are sorted so that the file gets small. The frame is only stated, where the metadata knows it, never
-    changed. Errors are those that `read` lists, with buckets of 1/16 (degree 1) and 1/8 for harmonics.
+    changed. Errors are those that `read` lists, with buckets of 1/16 (degree 1) and 1/8 for harmonics. With a quality,
+    every value is rounded as coarsely as that allows, and positions have as many fractional bits as that needs.
+
+    Returns:
+        What the quality leaves out.
 
     Raises:
         ParameterError: version 4 cannot hold an empty scene.
@@ -559,32 +688,17 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
     scene = drawable(gaussians, options)
     if version == 4 and not len(scene):
         raise ParameterError("SPZ version 4 cannot hold an empty scene", hint="version 3 can")
-    bits = _fractional_bits(scene)
-    positions = _pack_positions(scene.means, bits)
-    alphas = alpha_bytes(scene.opacities)
-    colours = rounded(scene.sh0[:, 0], 255 * 0.15, 127.5, 0, 255, np.uint8)
-    triples = positions.astype("<i4").view(np.uint8).reshape(-1, 3, 4)[:, :, :3].reshape(-1, 9)
-
-    def cost(order: npt.NDArray[np.intp]) -> int:
-        columns = (triples, alphas, colours)
-        return sum(quick_size(column[order]) for column in columns)
-
-    order = packing_order(positions, [alphas, colours[:, 0], colours[:, 1]], cost)
-    arrays: list[npt.NDArray[Any]] = [
-        triples,
-        alphas,
-        colours,
-        rounded(scene.scales, 16, 160, 0, 255, np.uint8),
-        _pack_quats(scene.quats, version),
-        _pack_sh(scene.shN, _USUAL_SH_BITS),
-    ]
-    streams = [array[order].tobytes() for array in arrays if array.size]
+    scene, precision, lost = _chosen(scene, version, options)
+    packed = _pack(scene, version, precision)
+    order = _order(packed, precision)
+    packed["positions"] = _triples(packed["positions"])
+    streams = [values[order].tobytes() for values in packed.values() if values.size]
     extensions = _pack_extensions(scene.metadata)
     flags = _FLAG_ANTIALIASED * bool(scene.metadata.get("antialiased")) | _FLAG_EXTENSIONS * bool(extensions)
-    fields = (_MAGIC, version, len(scene), scene.sh_degree, bits, flags)
+    fields = (_MAGIC, version, len(scene), scene.sh_degree, precision.fractional_bits, flags)
     if version < 4:
         write_gzip(file, [_HEADER.pack(*fields, 0), *streams, extensions], options.threads)
-        return
+        return lost
     frames = zstd_frames(streams, options.threads)
     file.write(_HEADER_4.pack(*fields, len(streams), _HEADER_4.size + len(extensions)))
     file.write(extensions)
@@ -592,6 +706,23 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
         file.write(_TOC_ENTRY.pack(len(frame), len(stream)))
     for frame in frames:
         file.write(frame)
+    return lost
+
+
+def _order(packed: Mapping[str, npt.NDArray[Any]], precision: _Precision) -> npt.NDArray[np.intp]:
+    """Rows in the order to write them."""
+    columns = (_triples(packed["positions"]), packed["alphas"], packed["colors"])
+
+    def cost(order: npt.NDArray[np.intp]) -> int:
+        return sum(quick_size(column[order]) for column in columns)
+
+    keys = [packed["alphas"], packed["colors"][:, 0], packed["colors"][:, 1]]
+    order = packing_order(packed["positions"], keys, cost)
+    powers = precision.powers.get("sh")
+    if powers is not None and packed["sh"].size:
+        # Harmonics of like precision together: each block of the compressor has Huffman codes of its own.
+        order = order[np.argsort(powers[order], kind="stable")]
+    return order
 
 
 def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
@@ -603,6 +734,7 @@ def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
         kept.add("camera")
     bits = _fractional_bits(scene)
     reach = (_MAX_FIXED + 0.5) / 2**bits
+    usual = f"values rounded: positions to {2.0**-bits:.3g}, scales to 6 %, the rest to 8 bits or less; order changed"
     return [
         *lost_extras(gaussians),
         *lost_metadata(gaussians, kept),
@@ -611,8 +743,14 @@ def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
         *out_of_range("log scales", scene.scales, *_SCALE_RANGE),
         *out_of_range("colours", scene.sh0, *_COLOUR_RANGE),
         *out_of_range("spherical harmonics", scene.shN, *_SH_RANGE),
-        f"values rounded: positions to {2.0**-bits:.3g}, scales to 6 %, the rest to 8 bits or less; order changed",
+        *([usual] if options.quality is None else ()),
     ]
+
+
+def stated_count(content: bytes) -> int:
+    """Number of Gaussians that a whole gzipped file says it has."""
+    head = zlib.decompressobj(wbits=31).decompress(content, _HEADER.size)
+    return int(_HEADER.unpack(head)[2])
 
 
 def _sniff(head: bytes, path: Path) -> bool:
