@@ -19,10 +19,10 @@ _BLOCK_ROWS = 1 << 15
 _SNAP = 1e-13
 
 
-def row_blocks(count: int) -> Iterator[slice]:
-    """Slices of at most 32,768 rows that cover `count` rows."""
-    for start in range(0, count, _BLOCK_ROWS):
-        yield slice(start, min(start + _BLOCK_ROWS, count))
+def row_blocks(count: int, block_rows: int = _BLOCK_ROWS) -> Iterator[slice]:
+    """Slices of at most `block_rows` rows (32,768) that cover `count` rows."""
+    for start in range(0, count, block_rows):
+        yield slice(start, min(start + block_rows, count))
 
 
 def _band(degree: int, directions: Floats) -> Floats:

@@ -18,6 +18,7 @@ from ..errors import SplatCodecError
 from ..version import __version__
 from . import commands
 from .console import Console
+from .edit_options import attach_numbers
 from .exit_codes import ExitCode, exit_code
 
 __all__ = ["build_parser", "main"]
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = build_parser()
     try:
-        args = parser.parse_args(argv)
+        args = _parse(parser, sys.argv[1:] if argv is None else argv)
         if args.command is None:
             parser.print_help()
             return ExitCode.USAGE
@@ -98,6 +99,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.error(f"error: cannot write the result: {error.strerror or error}")
         _silence_stdout()
         return ExitCode.INTERNAL
+
+
+def _parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """`parse_args` that takes negative numbers after options, and paths between and after options."""
+    args, rest = parser.parse_known_args(attach_numbers(argv))
+    if rest and hasattr(args, "paths") and not any(argument.startswith("-") for argument in rest):
+        args.paths += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return args
 
 
 def _run(args: argparse.Namespace, console: Console) -> int:

@@ -1,7 +1,7 @@
 """Fewer Gaussians for the same scene: what hardly shows is left out, then neighbours are merged.
 
 Leaving out is best while most Gaussians stay; below about half, holes open, and merging two neighbours into the one
-Gaussian with their common mean and covariance loses less (measured: docs/cli.md, "decimate").
+Gaussian with their common mean and covariance loses less (measured: docs/design/edits.md).
 """
 
 from __future__ import annotations
@@ -36,14 +36,23 @@ _SH_COLOUR = 0.3
 # Thickness below this share of the median Gaussian's length does not make shapes differ.
 _THICKNESS = 0.2
 _ALPHA_RANGE = (1e-4, 0.99)
+# Rows whose costs are computed at once: nine pairs each, with all their colours.
+_COST_ROWS = 1 << 12
 # A Gaussian without importance still has a say in where a pair's middle is.
 _LEAST_MASS = 1e-9
 
 
 def shown_area(gaussians: Gaussians) -> Floats:
     """(N,) alpha times the area seen from all sides on average, square world units: importance without rendering."""
-    scales = np.clip(gaussians.scales.astype(np.float64), -40.0, 40.0)
-    return np.nan_to_num(gaussians.alphas().astype(np.float64) * mean_areas(np.exp(scales)))
+    areas = np.empty(len(gaussians))
+    for rows in row_blocks(len(gaussians)):
+        areas[rows] = mean_areas(_deviations(gaussians.scales[rows]))
+    return np.nan_to_num(gaussians.alphas() * areas)
+
+
+def _deviations(scales: Floats32) -> Floats:
+    """(N, 3) float64 standard deviations of log scales, within what can be multiplied."""
+    return np.exp(np.clip(scales.astype(np.float64), -40.0, 40.0))
 
 
 def decimate(gaussians: Gaussians, count: int, *, importance: npt.ArrayLike | None = None) -> Gaussians:
@@ -83,8 +92,9 @@ def decimate(gaussians: Gaussians, count: int, *, importance: npt.ArrayLike | No
         first = round(n * max(share**_DROP_EXPONENT, _LEAST_DROPPED_TO)) if measured else n
         first = max(count, min(first, int(drawable.sum())))
     rows = np.sort(np.argsort(-scores, kind="stable")[:first])
-    scene = edited(gaussians.selected(rows))
-    return _merged(scene, count, scores[rows]) if 0 < count < first else scene.selected(slice(count))
+    if count == first or count == 0:
+        return edited(gaussians.selected(rows[:count]))
+    return edited(_merged(gaussians, rows, scores[rows], count))
 
 
 def _scores(importance: npt.ArrayLike, count: int) -> Floats:
@@ -101,27 +111,27 @@ class _Merging:
     """The Gaussians that are left, as moments.
 
     Attributes:
-        means: (M, 3), relative to the scene's middle. shapes: (M, 6) covariances xx, xy, xz, yy, yz, zz.
+        means: (M, 3), relative to `middle`. shapes: (M, 6) covariances xx, xy, xz, yy, yz, zz.
         colours: (M, 3 K) float32. masses: (M,) importance. covers: (M,) alpha times mean area.
-        source: (M,) the row whose other values stand for it. merged: (M,) whether it stands for several.
+        source: (M,) the scene's row whose other values stand for it. merged: (M,) whether it stands for several.
     """
 
-    def __init__(self, scene: Gaussians, masses: Floats) -> None:
-        m = len(scene)
-        self.middle = scene.means.mean(axis=0, dtype=np.float64) if m else np.zeros(3)
-        self.means = scene.means - self.middle
-        self.shapes = np.empty((m, 6))
-        lengths = np.empty(m)
-        for rows in row_blocks(m):
-            full = covariances(scene.quats[rows], scene.scales[rows])
-            self.shapes[rows] = full.reshape(-1, 9)[:, [0, 1, 2, 4, 5, 8]]
-            lengths[rows] = np.exp(np.clip(scene.scales[rows].max(axis=1), -40.0, 40.0))
-        self.floor = (_THICKNESS * float(np.median(lengths))) ** 2
-        self.colours = np.concatenate([scene.sh0, scene.shN], axis=1).reshape(m, -1)
+    def __init__(self, scene: Gaussians, rows: Rows, masses: Floats, covers: Floats) -> None:
+        self.middle = scene.means[rows].mean(axis=0, dtype=np.float64)
+        self.means = scene.means[rows] - self.middle
+        self.shapes = np.empty((len(rows), 6))
+        for block in row_blocks(len(rows)):
+            part = rows[block]
+            full = covariances(scene.quats[part], scene.scales[part])
+            self.shapes[block] = full.reshape(-1, 9)[:, [0, 1, 2, 4, 5, 8]]
+        self.floor = (_THICKNESS * float(np.median(_deviations(scene.scales[rows].max(axis=1))))) ** 2
+        self.colours = np.empty((len(rows), 3 + 3 * scene.shN.shape[1]), np.float32)
+        self.colours[:, :3] = scene.sh0[rows, 0]
+        self.colours[:, 3:] = scene.shN.reshape(len(scene), -1)[rows]
         self.masses = masses + _LEAST_MASS * max(float(masses.max(initial=0.0)), 1e-30)
-        self.covers = shown_area(scene)
-        self.source = np.arange(m)
-        self.merged = np.zeros(m, np.bool_)
+        self.covers = covers[rows]
+        self.source = rows.copy()
+        self.merged = np.zeros(len(rows), np.bool_)
 
     def __len__(self) -> int:
         return len(self.means)
@@ -136,13 +146,15 @@ class _Merging:
         logs = _half_log_det(self.shapes, self.floor)
         partners, costs = np.empty(m, np.int64), np.empty(m)
         for rows in row_blocks(m):
-            here = np.arange(rows.start, rows.stop)
             _, near = tree.query(self.means[rows], k=k, workers=-1)
-            near = near.reshape(len(here), k)
-            cost = self._costs(np.repeat(here, k), near.ravel(), logs).reshape(near.shape)
-            cost[near == here[:, None]] = np.inf
-            best = np.argmin(cost, axis=1)
-            partners[rows], costs[rows] = near[here - rows.start, best], cost[here - rows.start, best]
+            near = near.reshape(-1, k)
+            for part in row_blocks(len(near), _COST_ROWS):
+                here = np.arange(rows.start + part.start, rows.start + part.stop)
+                cost = self._costs(np.repeat(here, k), near[part].ravel(), logs).reshape(-1, k)
+                cost[near[part] == here[:, None]] = np.inf
+                best = np.argmin(cost, axis=1)[:, None]
+                partners[here] = np.take_along_axis(near[part], best, 1)[:, 0]
+                costs[here] = np.take_along_axis(cost, best, 1)[:, 0]
         return partners, costs
 
     def _costs(self, a: Rows, b: Rows, logs: Floats) -> Floats:
@@ -200,8 +212,8 @@ def _pairs(partners: Rows, costs: Floats, most: int) -> tuple[Rows, Rows]:
     return np.minimum(chosen, partners[chosen]), np.maximum(chosen, partners[chosen])
 
 
-def _merged(scene: Gaussians, count: int, scores: Floats) -> Gaussians:
-    left = _Merging(scene, scores)
+def _merged(scene: Gaussians, rows: Rows, scores: Floats, count: int) -> Gaussians:
+    left = _Merging(scene, rows, scores, shown_area(scene))
     while len(left) > count:
         most = min(len(left) - count, max(1, int(_ROUND_SHARE * len(left))))
         a, b = _pairs(*left.partners(), most)
@@ -209,20 +221,24 @@ def _merged(scene: Gaussians, count: int, scores: Floats) -> Gaussians:
             order = np.lexsort(left.means.T)
             a, b = order[: len(order) // 2 * 2].reshape(-1, 2)[:most].T
         left.merge(a, b)
-    result = scene.selected(left.source)
+    means, quats, scales, opacities = (
+        values[left.source] for values in (scene.means, scene.quats, scene.scales, scene.opacities)
+    )
     merged = np.flatnonzero(left.merged)
-    if not len(merged):
-        return result
-    means, quats, scales = result.means.copy(), result.quats.copy(), result.scales.copy()
-    opacities, colours = result.opacities.copy(), left.colours.reshape(len(left), -1, 3)
     for block in row_blocks(len(merged)):
-        rows = merged[block]
-        full = left.shapes[rows][:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
-        means[rows] = left.means[rows] + left.middle
-        quats[rows], scales[rows] = quats_and_scales(full)
-        alphas = left.covers[rows] / mean_areas(np.exp(scales[rows].astype(np.float64)))
-        alphas = np.clip(alphas, *_ALPHA_RANGE)
-        opacities[rows] = np.log(alphas / (1.0 - alphas))
-    return result.replaced(
-        means=means, quats=quats, scales=scales, opacities=opacities, sh0=colours[:, :1], shN=colours[:, 1:]
+        part = merged[block]
+        full = left.shapes[part][:, [0, 1, 2, 1, 3, 4, 2, 4, 5]].reshape(-1, 3, 3)
+        means[part] = left.means[part] + left.middle
+        quats[part], scales[part] = quats_and_scales(full)
+        alphas = np.clip(left.covers[part] / mean_areas(_deviations(scales[part])), *_ALPHA_RANGE)
+        opacities[part] = np.log(alphas / (1.0 - alphas))
+    return Gaussians(
+        means=means,
+        quats=quats,
+        scales=scales,
+        opacities=opacities,
+        sh0=left.colours[:, None, :3],
+        shN=left.colours[:, 3:].reshape(count, -1, 3),
+        extras={name: values[left.source] for name, values in scene.extras.items()},
+        metadata=scene.metadata,
     )

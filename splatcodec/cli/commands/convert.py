@@ -1,49 +1,76 @@
-"""Read a scene in one format and write it in another.
+"""Read a scene in one format, edit it if asked to, and write it in another.
 
 The suffix of OUT names the format, and so does that of IN where its bytes do not. Values that OUT's format cannot hold
 are said, not hidden. `compress` gives more choice where OUT is a .splc file; here it gets the default quality.
+Several INs become one scene, before the edit steps.
 
 examples:
   splatcodec convert scene.spz scene.ply
   splatcodec convert scene.sog scene.splc
+  splatcodec convert room.ply chair.spz both.ply
+  splatcodec convert scene.ply part.ply --crop-sphere 0,0,0,2 --rotate-xyz -90,0,0 --decimate 20%
+  splatcodec convert scene.ply scene.spz --from-frame RDF --frame RUB
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+from typing import TYPE_CHECKING, Any
 
 from ..arguments import add_json, add_overwrite, human_bytes
 from ..console import Console
+from ..edit_options import add_edit_options, apply_edits, read_scene
 from ..exit_codes import ExitCode
+
+if TYPE_CHECKING:
+    from ...gaussians import Gaussians
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.add_argument("input", metavar="IN", help="scene in any format that can be read")
-    parser.add_argument("output", metavar="OUT", help="file to write")
+    parser.usage = "%(prog)s [options] IN [IN ...] OUT"
+    parser.add_argument("paths", metavar="IN", nargs="+", help="scenes in any format that can be read; OUT comes last")
     parser.add_argument("--from", dest="from_format", metavar="NAME", help="format of IN (default: find out)")
     parser.add_argument("--to", dest="to_format", metavar="NAME", help="format of OUT (default: by its suffix)")
+    add_edit_options(parser)
     add_overwrite(parser)
     add_json(parser, "what was done")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Write the scene of `args.input` as `args.output`."""
+    """Write the scene of all `args.paths` but the last as that one."""
     from ... import api
     from ...errors import ParameterError
 
-    if not args.overwrite and os.path.lexists(args.output):
-        raise ParameterError("the file exists", file=args.output, hint="--overwrite replaces it")
-    gaussians = api.read(args.input, format=args.from_format)
-    losses = api.write(gaussians, args.output, format=args.to_format, overwrite=args.overwrite)
-    size = _size_bytes(args.output)
+    *inputs, output = args.paths
+    if not inputs:
+        raise ParameterError("there is only one path", hint="give IN, then OUT")
+    if not args.overwrite and os.path.lexists(output) and not os.path.isdir(output):
+        raise ParameterError("the file exists", file=output, hint="--overwrite replaces it")
+    merged: list[dict[str, Any]] = []
+    gaussians, edits = apply_edits(_read(inputs, args, console, merged), args, console)
+    losses = api.write(gaussians, output, format=args.to_format, overwrite=args.overwrite)
+    size = _size_bytes(output)
     if args.json:
-        facts = {"file": args.output, "num_gaussians": gaussians.num_gaussians, "size_bytes": size}
-        console.json({**facts, "losses": losses})
+        facts = {"file": output, "num_gaussians": gaussians.num_gaussians, "size_bytes": size}
+        console.json({**facts, "edits": merged + edits, "losses": losses})
     else:
-        console.summary(f"{args.output}: {gaussians.num_gaussians:,} Gaussians, {human_bytes(size)}")
+        console.summary(f"{output}: {gaussians.num_gaussians:,} Gaussians, {human_bytes(size)}")
     return ExitCode.OK
+
+
+def _read(inputs: list[str], args: argparse.Namespace, console: Console, merged: list[dict[str, Any]]) -> Gaussians:
+    """The scene of one file, or of several; what was merged is added to `merged`."""
+    scenes = [read_scene(path, args, console, format=args.from_format) for path in inputs]
+    if len(scenes) == 1:
+        return scenes.pop()
+    from ...edits import merge
+
+    counts = [scene.num_gaussians for scene in scenes]
+    console.note(f"merge: {' + '.join(f'{count:,}' for count in counts)} = {sum(counts):,} Gaussians")
+    merged.append({"step": "merge", "inputs": inputs, "num_gaussians_before": counts, "num_gaussians": sum(counts)})
+    return merge(scenes)
 
 
 def _size_bytes(path: str) -> int:

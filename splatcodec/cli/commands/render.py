@@ -7,6 +7,7 @@ examples:
   splatcodec render scene.splc view.png
   splatcodec render scene.splc copy.png --view 5 --views-of scene.ply
   splatcodec render scene.ply turn.png --orbit-view 3/36 --size 800 --background 1,1,1
+  splatcodec render scene.ply part.png --crop-sphere 0,0,0,1.5 --views-of scene.ply
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..arguments import add_overwrite, add_threads, colour, fraction_of, nonnegative_int, positive_int
 from ..console import Console
+from ..edit_options import add_edit_options, apply_edits, read_scene
 from ..exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(0.0, 0.0, 0.0),
         help="colour behind it, each 0..1 (black)",
     )
+    add_edit_options(parser)
     add_threads(parser)
     add_overwrite(parser)
 
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise ParameterError("the file exists", file=args.output, hint="--overwrite replaces it")
     if args.view >= _NUM_VIEWS:
         raise ParameterError(f"there is no view {args.view}", hint=f"0 to {_NUM_VIEWS - 1}")
-    gaussians = api.read(args.input)
+    gaussians, _ = apply_edits(read_scene(args.input, args, console), args, console, threads=args.threads)
     chosen_from = api.read(args.views_of) if args.views_of else gaussians
     if args.orbit_view:
         camera = orbit_camera(chosen_from, *args.orbit_view, size_px=args.size)
