@@ -24,6 +24,7 @@ from splatcodec import api
 from splatcodec.bitstream.container import Chunk, Feature, write_container
 from splatcodec.cli import main as cli
 from splatcodec.cli.arguments import size_bytes
+from splatcodec.cli.edit_options import add_edit_options
 from splatcodec.cli.exit_codes import ExitCode
 from splatcodec.formats import formats
 from splatcodec.preprocess.plan import LossyOptions
@@ -246,11 +247,20 @@ def test_documentation_names_every_command_and_option_and_no_others():
     intro = text[: text.index("\n## ")]
     common = {"--quiet", "--verbose", "--overwrite", "--json", "--help"}
     assert common - {"--help"} <= set(re.findall(r"--[a-z-]+", intro))
+    # Three commands share the edit steps, which have a section of their own.
+    steps = argparse.ArgumentParser(add_help=False)
+    add_edit_options(steps)
+    edits = {option for action in steps._actions for option in action.option_strings}
+    steps_section = re.search(r"^## Edit steps\n(.*?)(?=^## )", text, re.MULTILINE | re.DOTALL)
+    assert steps_section
+    assert set(re.findall(r"--[a-z][a-z-]*", steps_section[1])) - {"--lossless"} == edits
     for name, parser in parsers().items():
         known = {option for action in parser._actions for option in action.option_strings if option.startswith("--")}
         written = set(re.findall(r"--[a-z][a-z-]*", sections[name]))
         assert written <= known, name
-        assert known - common <= written, name
+        assert known - common - edits <= written, name
+        assert edits <= known or not edits & known, name
+        assert not edits & known or "edit steps" in sections[name], name
     for page in ("README.md", "Makefile"):
         for line in (ROOT / page).read_text().splitlines():
             found = re.match(r"\s+(?:splatcodec|\$\(RUN\)) (\w+)(.*)", line.split(" #")[0])
