@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import warnings
 from pathlib import Path
 
 import format_writers as writers
@@ -264,3 +265,109 @@ def test_vector_bytes():
     expected = "4e475350030000000100000001" + "0c0000" + "001800" + "00dcff" + "000200"
     expected += "e1" + "a66c89" + "70583c" + "21851cc9" + "90b0d898c0e8a8d0f0"
     assert gzip.decompress((DATA / "one_v3.spz").read_bytes()).hex() == expected
+
+
+# --------------------------------------------------------------------------------------------------------- writing
+
+
+def _write(scene: Gaussians, path: Path, **options) -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SplatCodecWarning)
+        formats.write(scene, path, options=formats.WriteOptions(**options))
+    return path.read_bytes()
+
+
+def _one() -> Gaussians:
+    """The splat that the vectors were made of."""
+    rest = np.arange(1, 10, dtype=np.float32).reshape(3, 3) / 10  # channel-major
+    return Gaussians(
+        means=[[1.5, -2.25, 0.125]],
+        quats=[[0.8, 0.2, -0.4, 0.4]],
+        scales=[[-3, -4.5, -6.25]],
+        opacities=[2],
+        sh0=[[[1, -0.5, 0.25]]],
+        shN=rest.T[None],
+    )
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_written_bytes_are_those_of_the_vector(tmp_path, version):
+    content = _write(_one(), tmp_path / "a.spz", version=version)
+    assert gzip.decompress(content) == gzip.decompress((DATA / f"one_v{version}.spz").read_bytes())
+    assert content[4:8] == bytes(4), "no time, so that a scene has one file"
+
+
+def test_written_version_4(tmp_path):
+    content = _write(_one(), tmp_path / "a.spz", version=4)
+    expected = (DATA / "one_v4.spz").read_bytes()
+    assert content[:32] == expected[:32]
+    arrays = gzip.decompress((DATA / "one_v3.spz").read_bytes())[16:]
+    at, streams = 32 + 6 * 16, b""
+    for i in range(6):
+        size_bytes, raw_bytes = struct.unpack_from("<QQ", content, 32 + 16 * i)
+        frame = content[at : at + size_bytes]
+        assert zstandard.frame_content_size(frame) == raw_bytes, "the reference reader asks for it"
+        streams += zstandard.decompress(frame)
+        at += size_bytes
+    assert (at, streams) == (len(content), arrays)
+
+
+def test_written_codes_by_the_description(tmp_path, rng):
+    """Version 3, value by value, from the file's own bytes."""
+    count = 200
+    scene = Gaussians(
+        means=np.arange(count)[:, None] * [1.0, -0.5, 0.25] + rng.uniform(0, 0.2, (count, 3)),
+        quats=rng.normal(size=(count, 4)),
+        scales=rng.uniform(-11, 7, (count, 3)),
+        opacities=rng.normal(0, 4, count),
+        sh0=rng.normal(0, 2, (count, 1, 3)),
+        shN=rng.normal(0, 0.5, (count, 15, 3)),
+    )
+    raw = gzip.decompress(_write(scene, tmp_path / "a.spz", version=3))
+    sizes = writers.spz_stream_sizes(3, count, 3)
+    assert len(raw) == 16 + sum(sizes.values())
+    starts = dict(zip(sizes, np.cumsum([16, *list(sizes.values())[:-1]])))
+    x = [int.from_bytes(raw[starts["positions"] + 9 * i :][:3], "little", signed=True) for i in range(count)]
+    order = np.argsort(x)  # which is that of the scene
+    for row, i in enumerate(order):
+        for axis in range(3):
+            at = starts["positions"] + 9 * i + 3 * axis
+            assert int.from_bytes(raw[at : at + 3], "little", signed=True) == round(
+                float(scene.means[row, axis]) * 4096
+            )
+            colour = raw[starts["colors"] + 3 * i + axis]
+            assert colour == min(max(round(255 * (0.15 * float(scene.sh0[row, 0, axis]) + 0.5)), 0), 255)
+            size = raw[starts["scales"] + 3 * i + axis]
+            assert size == min(max(round((float(scene.scales[row, axis]) + 10) * 16), 0), 255)
+            for k in range(15):
+                bucket = 8 if k < 3 else 16
+                value = float(scene.shN[row, k, axis])
+                wanted = min(max(round(value * 128 / bucket) * bucket + 128, 0), 255)
+                assert raw[starts["sh"] + 45 * i + 3 * k + axis] == wanted
+        assert abs(raw[starts["alphas"] + i] - 255 / (1 + np.exp(-float(scene.opacities[row])))) <= 0.5
+
+
+def test_scenes_too_large_get_fewer_fractional_bits(tmp_path):
+    for reach, bits in [(2047, 12), (2050, 11), (500_000, 4), (8e6, 0)]:
+        scene = _one().replaced(means=[[reach, -reach, 0]])
+        assert formats.formats()["spz"].losses(scene, formats.WriteOptions())[-1].startswith("values rounded")
+        path = tmp_path / f"{bits}.spz"
+        _write(scene, path)
+        again = formats.read(path)
+        assert again.metadata["spz"]["fractional_bits"] == bits
+        np.testing.assert_allclose(again.means, scene.means, atol=0.5 / 2**bits)
+    beyond = _one().replaced(means=[[1e9, 0, 0]])
+    losses = formats.formats()["spz"].losses(beyond, formats.WriteOptions())
+    assert any("positions of 1 Gaussians clamped" in loss for loss in losses)
+
+
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_what_extensions_hold_is_written(tmp_path, version):
+    orbit = {"safe_orbit_elevation_min": -1.0, "safe_orbit_elevation_max": 0.5, "safe_orbit_radius_min": 2.0}
+    facts = {"frame": "RUB", "antialiased": True, "camera": orbit}
+    path = tmp_path / "a.spz"
+    _write(_one().replaced(metadata=facts), path, version=version)
+    again = formats.read(path).metadata
+    assert {name: again[name] for name in facts} == facts
+    _write(_one(), tmp_path / "b.spz", version=version)
+    assert "frame" not in formats.read(tmp_path / "b.spz").metadata, "what is not known is not stated"

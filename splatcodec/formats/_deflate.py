@@ -20,6 +20,8 @@ _WINDOW_BYTES = 1 << 15
 _LEVELS = ((4 << 20, 9), (32 << 20, 8))
 _LAST_LEVEL = 7
 _JOB_BYTES = 2 << 20
+# Streams up to this are compressed by zstd's slow levels, too.
+_THOROUGH_BYTES = 1 << 20
 
 
 def num_threads(threads: int | None) -> int:
@@ -46,6 +48,8 @@ def write_gzip(file: BinaryIO, parts: Sequence[bytes], threads: int | None = Non
             for start in range(at, at + len(part), _PIECE_BYTES)
         ]
         at += len(part)
+
+    jobs = jobs or [(0, 0, _LAST_LEVEL)]  # even nothing ends with a last block
 
     def compress(job: tuple[int, int, int]) -> bytes:
         start, stop, level = job
@@ -93,7 +97,7 @@ def zstd_frames(streams: Sequence[bytes], threads: int | None = None) -> list[by
             job_size=_JOB_BYTES,
         )
         ways = [way]
-        if len(stream) <= _LEVELS[0][0]:
+        if len(stream) <= _THOROUGH_BYTES:
             ways.append(zstandard.ZstdCompressionParameters.from_level(19, source_size=len(stream)))
         return min((zstandard.ZstdCompressor(compression_params=way).compress(stream) for way in ways), key=len)
 

@@ -131,7 +131,7 @@ def _cut(
         axis, runs = _best_cut(points, importance, rows, chunk)
         return rows[np.argsort(points[rows, axis], kind="stable")], runs * chunk
     # Of many rows a sample tells where to cut.
-    sample = rows[:: len(rows) // (_EXACT_RUNS * 64)]
+    sample = rows[:: max(1, len(rows) // (_EXACT_RUNS * 64))]
     axis, runs = _best_cut(points, importance, sample, 64)
     cut = min(max(1, round(runs * 64 / len(sample) * len(rows) / chunk)), (len(rows) - 1) // chunk) * chunk
     return rows[np.argpartition(points[rows, axis], cut - 1)], cut

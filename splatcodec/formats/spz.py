@@ -535,7 +535,7 @@ def _coarse(
 ) -> npt.NDArray[np.float64]:
     """Codes (n, ...) rounded to `center` plus multiples of 2**powers (n,), then clamped to `low`..`high`."""
     if powers is None:
-        np.rint(codes, out=codes)
+        np.floor(codes + 0.5, out=codes)  # halves go up, as in the reference
     else:
         unit = np.exp2(powers).reshape(-1, *(1,) * (codes.ndim - 1))
         codes -= center
