@@ -392,13 +392,22 @@ def _level_plan(gaussians: Gaussians, measured: Contributions, cameras: list[Cam
     ranks = display_ranks(gaussians, measured, cameras[:: max(1, len(cameras) // views)][:views] if views else [])
     look_cameras = encoder_cameras(gaussians, num_views=4 if n > _LARGE_SCENE else 6, size_px=192, seed=_LOOK_SEED)
     originals = [render(gaussians, camera) for camera in look_cameras]
+    fit_views = None
+    if effort > 2 and not gaussians.sh_degree and n <= _LARGE_SCENE:  # with SH a fit to few views does more harm
+        fit_cameras = encoder_cameras(gaussians, num_views=16, size_px=192, seed=_REFIT_SEED)
+        fit_views = RefitViews.of(gaussians, fit_cameras)
     made: dict[int, Gaussians] = {}
 
     def thumbnail(count: int) -> Gaussians:
         if count not in made:
             made.clear()
             merged = thumbnail_of(gaussians, measured.sum_weight, count)
-            made[count] = scaled(merged, *best_look(merged, look_cameras, originals, shrink=True))
+            merged = scaled(merged, *best_look(merged, look_cameras, originals, shrink=True))
+            if fit_views:
+                weights = contributions(merged, fit_views.cameras).sum_weight2 / len(fit_views.cameras)
+                sh0, _ = refit_colors(merged, fit_views, weights, iterations=_REFIT_STEPS)
+                merged = merged.replaced(sh0=sh0)
+            made[count] = merged
         return made[count]
 
     return LevelPlan(ranks, thumbnail)

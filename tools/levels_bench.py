@@ -1,0 +1,226 @@
+#!/usr/bin/env python3
+"""What levels of detail give and cost: the picture after every chunk group of the file, and bytes beside one level.
+
+    python tools/levels_bench.py donut banana --out .cache/levels          # results.json, a table on the terminal
+    python tools/levels_bench.py --write-docs .cache/levels                # docs/levels.md and docs/levels.svg
+
+A scene is a 3DGS PLY: a path, or the name of one in `.cache/scenes` (tools/peers.py --scenes). Each is compressed at
+default settings; then the same plan (same slope K) is written with one level and no thumbnail, so that the difference
+in bytes is what levels, their chunks and checksums cost. Pictures: `metrics.compare` over the 24 evaluation views.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+import splatcodec
+from splatcodec.bitstream.container import Container
+from splatcodec.gaussians import Gaussians
+from splatcodec.metrics.compare import compare
+from splatcodec.render.camera import Camera, evaluation_cameras
+from splatcodec.render.cpu import render
+from splatcodec.static import encoder
+from splatcodec.static.decoder import Selection, decode_lossy
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def scene_path(name: str) -> Path:
+    """A path as given, or a scene of the cache."""
+    path = Path(name)
+    return path if path.suffix else ROOT / ".cache" / "scenes" / f"{name}.ply"
+
+
+def encode_both(scene: Gaussians) -> tuple[bytes, bytes, dict[str, float]]:
+    """The file at default settings, the same plan in one level, and seconds."""
+    slopes: list[float] = []
+    tried: dict[int, float] = {}
+    real_plan = encoder.make_plan
+
+    def remember(gaussians: Gaussians, measured: Any, slope: float, *rest: Any) -> Any:
+        slopes.append(slope)
+        return real_plan(gaussians, measured, slope, *rest)
+
+    real_tiles = encoder.encode_tiles
+
+    def note(gaussians: Gaussians, plan: Any, levels: Any, pool: Any) -> Any:
+        encoded = real_tiles(gaussians, plan, levels, pool)
+        tried[id(encoded)] = slopes[-1]
+        kept.append(encoded)
+        return encoded
+
+    kept: list[Any] = []
+    start = time.perf_counter()
+    with mock.patch.object(encoder, "make_plan", remember), mock.patch.object(encoder, "encode_tiles", note):
+        file = splatcodec.compress(scene)
+    seconds = {"compress": time.perf_counter() - start}
+    # The trial that was written is the one with the file's Gaussians and bytes.
+    with splatcodec.open(file) as opened:
+        size = max(e.length for e in opened.container.of_type("TILE"))
+    best = next(e for e in kept if max(len(c.payload) for c in e.chunks if c.type == "TILE") == size)
+    slope = tried[id(best)]
+    once = {e: encoder.Effort(v.pixels, v.views, 1, 0) for e, v in encoder._EFFORTS.items()}
+    with (
+        mock.patch.object(encoder, "_EFFORTS", once),
+        mock.patch.object(encoder, "_first_slope", return_value=np.float64(slope)),
+    ):
+        flat = splatcodec.compress(scene, levels=False)
+        again = splatcodec.compress(scene)
+    assert len(again) == len(file), "the plan could not be made again"
+    return file, flat, seconds
+
+
+def measure(name: str, num_views: int, size_px: int) -> dict[str, Any]:
+    """Everything about one scene."""
+    scene = splatcodec.read(scene_path(name))
+    file, flat, seconds = encode_both(scene)
+    cameras = evaluation_cameras(scene, num_views=num_views, size_px=size_px)
+    alpha = [float(render(scene.cleaned()[0], camera).alpha.sum()) for camera in cameras]
+    rows = []
+    with Container(io.BytesIO(file)) as container:
+        ends: dict[tuple[int, int], int] = {}
+        for entry in container.chunks:
+            layer = 0 if entry.type == "TILE" else int(entry.type[3]) if entry.type.startswith("SHC") else None
+            if layer is not None:
+                ends[entry.level, layer] = entry.offset + entry.length
+        top = max(level for level, _ in ends)
+        for (level, layer), end in sorted(ends.items()):
+            # A prefix has all layers of the levels below, and this many of its last.
+            part = prefix(container, level, layer)
+            rows.append(
+                {"level": level, "sh_layers": layer, "share": end / len(file), **look(scene, part, cameras, alpha)}
+            )
+            rows[-1]["num_gaussians"] = len(part)
+    return {
+        "scene": name,
+        "num_gaussians": len(scene),
+        "sh_degree": scene.sh_degree,
+        "size_bytes": len(file),
+        "flat_bytes": len(flat),
+        "cost": len(file) / len(flat) - 1,
+        "levels": top,
+        "prefixes": rows,
+        "seconds": seconds,
+    }
+
+
+def prefix(container: Container, level: int, layer: int) -> Gaussians:
+    """What is shown when level `level` is there with `layer` of its layers of SH components, and all before it."""
+    last, _ = decode_lossy(container, Selection(level=level, sh_layers=layer))
+    if level < 2:
+        return last
+    full, _ = decode_lossy(container, Selection(level=level))
+    before, _ = decode_lossy(container, Selection(level=level - 1))
+    shN = last.shN.copy()
+    shN[: len(before)] = full.shN[: len(before)]
+    return last.replaced(shN=shN)
+
+
+def look(scene: Gaussians, part: Gaussians, cameras: list[Camera], alpha: list[float]) -> dict[str, float]:
+    """PSNR over covered pixels and how much of the scene's coverage is there."""
+    part = part.replaced(metadata=scene.metadata)
+    result = compare(scene, part, cameras=cameras)
+    shown = [float(render(part, camera).alpha.sum()) for camera in cameras]
+    ratios = [a / b for a, b in zip(shown, alpha) if b > 0]
+    return {
+        "psnr_db": result.psnr_db,
+        "worst_psnr_db": result.worst_psnr_db,
+        "alpha_low": float(np.min(ratios)),
+        "alpha_high": float(np.max(ratios)),
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        "| scene | Gaussians | file, kB | cost of levels | prefix | share of file | Gaussians shown | PSNR, dB |"
+        " worst view | coverage |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        for k, p in enumerate(r["prefixes"]):
+            name = "thumbnail" if p["level"] == 0 else f"level {p['level']}"
+            name += f", SH layers {p['sh_layers']}" if r["sh_degree"] else ""
+            head = [r["scene"], f"{r['num_gaussians']:,}", f"{r['size_bytes'] / 1000:.0f}", f"{100 * r['cost']:.1f} %"]
+            cells = head if k == 0 else ["", "", "", ""]
+            cells += [name, f"{100 * p['share']:.1f} %", f"{p['num_gaussians']:,}", f"{p['psnr_db']:.1f}"]
+            cells += [f"{p['worst_psnr_db']:.1f}", f"{p['alpha_low']:.2f} to {p['alpha_high']:.2f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def at_share(result: dict[str, Any], share: float) -> dict[str, Any] | None:
+    """The best prefix within a share of the file."""
+    fitting = [p for p in result["prefixes"] if p["share"] <= share]
+    return max(fitting, key=lambda p: p["psnr_db"], default=None)
+
+
+def summary(results: list[dict[str, Any]]) -> str:
+    """What 5 % and a quarter of each file show."""
+    lines = ["| scene | within 5 % | within 25 % |", "|---|---|---|"]
+    for r in results:
+        cells = [r["scene"]]
+        for share in (0.05, 0.25):
+            p = at_share(r, share)
+            cells.append(f"{p['psnr_db']:.1f} dB at {100 * p['share']:.1f} %" if p else "nothing yet")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_docs(results: list[dict[str, Any]], commit: str) -> None:
+    """docs/levels.md."""
+    text = f"""# Levels of detail: what a part of a file shows, and what levels cost
+
+Made by `tools/levels_bench.py` at commit {commit}. A file is read in order: after each group of chunks the scene is
+drawn from what is there, over the 24 evaluation views at 512 px. "SH layers 2" = the first two of three layers of the
+level's SH components have arrived. Coverage: the sum of alpha over a view, beside the whole scene's. The cost of levels
+is beside the same scene and precision written in one level, without a thumbnail.
+
+{summary(results)}
+
+{table(results)}
+"""
+    (ROOT / "docs" / "levels.md").write_text(text)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenes", nargs="*")
+    parser.add_argument("--out", type=Path, default=ROOT / ".cache" / "levels")
+    parser.add_argument("--views", type=int, default=24)
+    parser.add_argument("--size-px", type=int, default=512)
+    parser.add_argument("--write-docs", type=Path, metavar="OUT")
+    arguments = parser.parse_args()
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    out = arguments.write_docs or arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "results.json"
+    results = json.loads(path.read_text()) if path.exists() else []
+    if arguments.write_docs:
+        write_docs(results, results[0]["commit"] if results else commit)
+        return
+    for name in arguments.scenes:
+        result = measure(name, arguments.views, arguments.size_px)
+        result |= {"commit": commit, "date": datetime.date.today().isoformat()}
+        results = [r for r in results if r["scene"] != name] + [result]
+        path.write_text(json.dumps(results, indent=1))
+        print(table([result]), flush=True)
+    print(summary(results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
