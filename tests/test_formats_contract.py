@@ -78,8 +78,40 @@ def matched(scene: Gaussians, reference: Gaussians) -> Gaussians:
     return scene.selected(order)
 
 
+def same_axes(scene: Gaussians, reference: Gaussians) -> Gaussians:
+    """`scene` with the axes of each ellipsoid named, of all 24 ways, as is nearest to `reference`."""
+    turns = np.array([q for q in itertools.product((-1, 0, 1), repeat=4) if sum(map(abs, q)) in (1, 2, 4)], float)
+    turns /= np.linalg.norm(turns, axis=1, keepdims=True)
+    wanted, have = (unit_quats(g.quats).astype(float) for g in (reference, scene))
+    w, x, y, z = have[:, None, :].transpose(2, 0, 1)
+    a, b, c, d = turns.T[:, None]
+    products = np.stack(
+        [
+            w * a - x * b - y * c - z * d,
+            w * b + x * a + y * d - z * c,
+            w * c - x * d + y * a + z * b,
+            w * d + x * c - y * b + z * a,
+        ],
+        axis=-1,
+    )  # (N, turns, 4)
+    best = (products * wanted[:, None]).sum(axis=2).argmax(axis=1)
+    quats = np.take_along_axis(products, best[:, None, None], axis=1)[:, 0]
+    a, b, c, d = turns[best].T
+    # Column j of the turn's matrix: where its new axis j lies among the old ones.
+    matrix = np.array(
+        [
+            [1 - 2 * (c * c + d * d), 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), 1 - 2 * (b * b + d * d), 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), 1 - 2 * (b * b + c * c)],
+        ]
+    )
+    old = np.abs(matrix).argmax(axis=0).T
+    return scene.replaced(quats=quats, scales=np.take_along_axis(scene.scales, old, axis=1))
+
+
 def largest_errors(scene: Gaussians, reference: Gaussians) -> ErrorBounds:
     """What became of the values, in the terms of the bounds."""
+    scene = same_axes(scene, reference)
     a, b = unit_quats(reference.quats).astype(float), unit_quats(scene.quats).astype(float)
     quats = np.minimum(np.abs(a - b).max(axis=1), np.abs(a + b).max(axis=1))
     common = min(scene.shN.shape[1], reference.shN.shape[1])

@@ -149,6 +149,27 @@ def test_smallest_three(columns):
     assert (np.abs((again * unit).sum(axis=1)) > 1 - 1e-6).all()
 
 
+def test_least_turned_is_the_same_ellipsoid():
+    rng = np.random.default_rng(6)
+    quats = np.concatenate([np.eye(4), np.zeros((1, 4)), rng.normal(size=(3000, 4))]).astype(np.float32)
+    scales = rng.normal(size=(len(quats), 3)).astype(np.float32)
+    new_quats, new_scales = _packing.least_turned(quats, scales)
+    assert new_quats[:, 0].min() > 0.853
+    np.testing.assert_allclose(np.linalg.norm(new_quats, axis=1), 1, atol=1e-6)
+    np.testing.assert_array_equal(np.sort(new_scales), np.sort(scales))
+    covariances = []
+    for values in ((quats, scales), (new_quats, new_scales)):
+        w, x, y, z = unit_quats(values[0]).astype(float).T
+        rows = [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+        axes = np.array(rows).transpose(2, 0, 1) * np.exp(values[1].astype(float))[:, None]
+        covariances.append(axes @ axes.transpose(0, 2, 1))
+    np.testing.assert_allclose(*covariances, rtol=1e-4, atol=1e-4)
+
+
 # ---------------------------------------------------------------------------------------------------------- quality
 
 

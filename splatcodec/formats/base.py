@@ -55,7 +55,8 @@ class ErrorBounds:
         scales: of the natural log.
         alphas: of the opacity 0..1, after the sigmoid.
         colours: of the display colour, 0.5 + C0 sh0.
-        quats: of a component of the unit quaternion, its sign (of all four) chosen to fit.
+        quats: of a component of the unit quaternion, its sign (of all four) chosen to fit. Axes of an ellipsoid may be
+            exchanged and reversed, scales with them; the bounds are those after that.
         shN: of a coefficient.
         max_sh_degree: bands above it do not come back.
     """

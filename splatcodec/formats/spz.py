@@ -40,6 +40,7 @@ from ._losses import drawable, lost_extras, lost_gaussians, lost_metadata, out_o
 from ._order import packing_order
 from ._packing import (
     MAX_SH_REST,
+    least_turned,
     logits_of_alpha_bytes,
     lookup,
     quats_of_smallest_three,
@@ -676,7 +677,8 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
 
     Gaussians are sorted so that the file gets small. The frame is only stated, where the metadata knows it, never
     changed. Errors are those that `read` lists, with buckets of 1/16 (degree 1) and 1/8 for harmonics. With a quality,
-    every value is rounded as coarsely as that allows, and positions have as many fractional bits as that needs.
+    every value is rounded as coarsely as that allows, and positions have as many fractional bits as that needs. In
+    version 2 or with a quality, the axes of each ellipsoid are named anew (`least_turned`).
 
     Returns:
         What the quality leaves out.
@@ -688,6 +690,9 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
     scene = drawable(gaussians, options)
     if version == 4 and not len(scene):
         raise ParameterError("SPZ version 4 cannot hold an empty scene", hint="version 3 can")
+    if version == 2 or options.quality is not None:
+        quats, scales = least_turned(scene.quats, scene.scales)
+        scene = scene.replaced(quats=quats, scales=scales)
     scene, precision, lost = _chosen(scene, version, options)
     packed = _pack(scene, version, precision)
     order = _order(packed, precision)
@@ -763,8 +768,8 @@ def _sniff(head: bytes, path: Path) -> bool:
 
 
 def _error_bounds(gaussians: Gaussians, options: WriteOptions) -> ErrorBounds:
-    # Version 2 keeps no w: where it is near zero, the root of what the others leave is off by much.
-    quats = 0.12 if options.version == 2 else 3 * np.sqrt(0.5) / 511 / 2 + 1e-5
+    # Version 2 keeps no w, but it is 0.85 or more: half a step in each of x, y, z, and what that means for w.
+    quats = 0.008 if options.version == 2 else 3 * np.sqrt(0.5) / 511 / 2 + 1e-5
     return ErrorBounds(
         means=0.5 * 2.0 ** -_fractional_bits(gaussians),
         scales=0.5 / 16,
