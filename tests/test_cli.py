@@ -106,7 +106,11 @@ def test_convert(tmp_path, capsys):
     assert np.array_equal(api.read(tmp_path / "a.ply").means, api.read(source).means)
     assert call("convert", source, tmp_path / "a.ply") == ExitCode.USAGE
     assert call("convert", source, tmp_path / "a.ply", "--overwrite") == 0
-    assert call("convert", source, tmp_path / "a.sog") == ExitCode.UNSUPPORTED
+    assert call("convert", source, tmp_path / "a.spz", "--format-version", 9) == ExitCode.UNSUPPORTED
+    assert call("convert", source, tmp_path / "b.ply", "--quality", 50) == ExitCode.USAGE
+    assert call("convert", source, tmp_path / "a.spz", "--quality", 90, "--format-version", 4) == 0
+    assert api.read(tmp_path / "a.spz").metadata["spz"]["version"] == 4
+    assert "warning: SPZ: values rounded as coarsely as quality 90 allows" in capsys.readouterr().err
     assert call("convert", source, tmp_path / "a.xyz") == ExitCode.USAGE
 
 
@@ -296,8 +300,8 @@ def test_readme_lists_the_formats():
     written = {suffix: can == "yes" for suffixes, can in rows for suffix in re.findall(r"`([^`]+)`", suffixes)}
     assert written.pop(".splc") is True
     for fmt in formats().values():
-        assert written.pop(fmt.suffixes[0]) is (fmt.write is not None), fmt.name
-    assert set(written) <= {suffix for fmt in formats().values() for suffix in fmt.suffixes} | {"meta.json"}
+        assert written.pop(fmt.suffixes[0] if fmt.suffixes else fmt.index_name) is fmt.can_write, fmt.name
+    assert set(written) <= {name for fmt in formats().values() for name in (*fmt.suffixes, fmt.index_name)}
 
 
 @pytest.mark.parametrize(

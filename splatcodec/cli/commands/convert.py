@@ -1,12 +1,14 @@
 """Read a scene in one format, edit it if asked to, and write it in another.
 
 The suffix of OUT names the format, and so does that of IN where its bytes do not. Values that OUT's format cannot hold
-are said, not hidden. `compress` gives more choice where OUT is a .splc file; here it gets the default quality.
+are said, not hidden. Without --quality OUT is as exact as is usual in its format; `compress` gives more choice where it
+is a .splc file.
 Several INs become one scene, before the edit steps.
 
 examples:
   splatcodec convert scene.spz scene.ply
   splatcodec convert scene.sog scene.splc
+  splatcodec convert scene.ply scene.spz --quality 60 --format-version 2
   splatcodec convert room.ply chair.spz both.ply
   splatcodec convert scene.ply part.ply --crop-sphere 0,0,0,2 --rotate-xyz -90,0,0 --decimate 20%
   splatcodec convert scene.ply scene.spz --from-frame RDF --frame RUB
@@ -18,7 +20,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import add_json, add_overwrite, human_bytes
+from ..arguments import add_json, add_overwrite, add_threads, human_bytes
 from ..console import Console
 from ..edit_options import add_edit_options, apply_edits, read_scene
 from ..exit_codes import ExitCode
@@ -33,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", metavar="IN", nargs="+", help="scenes in any format that can be read; OUT comes last")
     parser.add_argument("--from", dest="from_format", metavar="NAME", help="format of IN (default: find out)")
     parser.add_argument("--to", dest="to_format", metavar="NAME", help="format of OUT (default: by its suffix)")
+    parser.add_argument(
+        "--quality", type=float, metavar="Q", help="0 to 100, as for compress: aims at a covered PSNR of 25 + 0.3 Q dB"
+    )
+    parser.add_argument(
+        "--format-version", type=int, metavar="V", help="version of OUT's format, of those with several"
+    )
+    add_threads(parser)
     add_edit_options(parser)
     add_overwrite(parser)
     add_json(parser, "what was done")
@@ -50,7 +59,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise ParameterError("the file exists", file=output, hint="--overwrite replaces it")
     merged: list[dict[str, Any]] = []
     gaussians, edits = apply_edits(_read(inputs, args, console, merged), args, console)
-    losses = api.write(gaussians, output, format=args.to_format, overwrite=args.overwrite)
+    options: dict[str, Any] = {"quality": args.quality, "version": args.format_version, "threads": args.threads}
+    options = {name: value for name, value in options.items() if value is not None}
+    losses = api.write(
+        gaussians, output, format=args.to_format, overwrite=args.overwrite, progress=console.progress, **options
+    )
     size = _size_bytes(output)
     if args.json:
         facts = {"file": output, "num_gaussians": gaussians.num_gaussians, "size_bytes": size}
@@ -74,7 +87,11 @@ def _read(inputs: list[str], args: argparse.Namespace, console: Console, merged:
 
 
 def _size_bytes(path: str) -> int:
-    """Of a file, or of all files of a folder."""
+    """Of a file, or of all files of a folder, which the file that stands for it may name."""
+    from ...formats import formats
+
+    if any(fmt.index_name == os.path.basename(path).lower() for fmt in formats().values()):
+        path = os.path.dirname(path) or "."
     if os.path.isfile(path):
         return os.path.getsize(path)
     files = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
