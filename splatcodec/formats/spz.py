@@ -675,8 +675,8 @@ def _safe_orbit(metadata: Mapping[str, Any]) -> list[float] | None:
 def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
     """Write an SPZ file of version 3 (or 2 or 4).
 
-    Gaussians are sorted so that the file gets small. The frame is only stated, where the metadata knows it, never
-    changed. Errors are those that `read` lists, with buckets of 1/16 (degree 1) and 1/8 for harmonics. With a quality,
+    Gaussians are sorted so that the file gets small. The frame is never changed; version 4 states it, where the
+    metadata does. Errors are those that `read` lists, with buckets of 1/16 (degree 1) and 1/8 for harmonics. With a quality,
     every value is rounded as coarsely as that allows, and positions have as many fractional bits as that needs. In
     version 2 or with a quality, the axes of each ellipsoid are named anew (`least_turned`).
 
@@ -698,11 +698,12 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
     order = _order(packed, precision)
     packed["positions"] = _triples(packed["positions"])
     streams = [values[order].tobytes() for values in packed.values() if values.size]
-    extensions = _pack_extensions(scene.metadata)
+    # Only version 4 says where they are; behind gzipped arrays they keep readers such as three.js from opening the file.
+    extensions = _pack_extensions(scene.metadata) if version == 4 else b""
     flags = _FLAG_ANTIALIASED * bool(scene.metadata.get("antialiased")) | _FLAG_EXTENSIONS * bool(extensions)
     fields = (_MAGIC, version, len(scene), scene.sh_degree, precision.fractional_bits, flags)
     if version < 4:
-        write_gzip(file, [_HEADER.pack(*fields, 0), *streams, extensions], options.threads)
+        write_gzip(file, [_HEADER.pack(*fields, 0), *streams], options.threads)
         return lost
     frames = zstd_frames(streams, options.threads)
     file.write(_HEADER_4.pack(*fields, len(streams), _HEADER_4.size + len(extensions)))
@@ -733,9 +734,9 @@ def _order(packed: Mapping[str, npt.NDArray[Any]], precision: _Precision) -> npt
 def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
     scene = drawable(gaussians, options)
     kept = {"antialiased"}
-    if scene.metadata.get("frame") in _FRAMES:
+    if options.version == 4 and scene.metadata.get("frame") in _FRAMES:
         kept.add("frame")
-    if _safe_orbit(scene.metadata):
+    if options.version == 4 and _safe_orbit(scene.metadata):
         kept.add("camera")
     bits = _fractional_bits(scene)
     reach = (_MAX_FIXED + 0.5) / 2**bits
