@@ -676,9 +676,9 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
     """Write an SPZ file of version 3 (or 2 or 4).
 
     Gaussians are sorted so that the file gets small. The frame is never changed; version 4 states it, where the
-    metadata does. Errors are those that `read` lists, with buckets of 1/16 (degree 1) and 1/8 for harmonics. With a quality,
-    every value is rounded as coarsely as that allows, and positions have as many fractional bits as that needs. In
-    version 2 or with a quality, the axes of each ellipsoid are named anew (`least_turned`).
+    metadata does. Errors are those that `read` lists, with buckets of 1/16 (degree 1) and 1/8 for harmonics. With a
+    quality, every value is rounded as coarsely as that allows, and positions have as many fractional bits as that
+    needs. In version 2 or with a quality, the axes of each ellipsoid are named anew (`least_turned`).
 
     Returns:
         What the quality leaves out.
@@ -698,7 +698,7 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
     order = _order(packed, precision)
     packed["positions"] = _triples(packed["positions"])
     streams = [values[order].tobytes() for values in packed.values() if values.size]
-    # Only version 4 says where they are; behind gzipped arrays they keep readers such as three.js from opening the file.
+    # Only version 4 says where they are; behind gzipped arrays they keep readers, such as three.js, from opening files.
     extensions = _pack_extensions(scene.metadata) if version == 4 else b""
     flags = _FLAG_ANTIALIASED * bool(scene.metadata.get("antialiased")) | _FLAG_EXTENSIONS * bool(extensions)
     fields = (_MAGIC, version, len(scene), scene.sh_degree, precision.fractional_bits, flags)
