@@ -1,7 +1,7 @@
 """Other people's splat files to and from `Gaussians`: one module a format, found without a list.
 
 >>> sorted(formats())
-['compressed-ply', 'glb', 'ksplat', 'ply', 'sog', 'splat', 'spz']
+['compressed-ply', 'glb', 'ksplat', 'ply', 'sog', 'sog-stream', 'splat', 'spz']
 """
 
 from __future__ import annotations

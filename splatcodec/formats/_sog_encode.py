@@ -85,7 +85,7 @@ class Tuning:
     opacity_top: float = 0.1
     color_top: float = 1.5
     blur_px: float = 0.75
-    usual_color_db: float = 67.0
+    usual_color_db: float = 68.0
     direction_ridge: float = 1.0
     bits_kept: float = 60.0
     prune: float = 0.1
@@ -104,10 +104,10 @@ def _turns() -> tuple[Floats, Rows]:
         quats += [math.sqrt(0.5) * (np.eye(4)[i] + sign * np.eye(4)[j]) for sign in (1.0, -1.0)]
     quats += [0.5 * np.array([1.0, *signs]) for signs in itertools.product((1.0, -1.0), repeat=3)]
     turns = np.array(quats)
-    return turns, np.argmax(np.abs(_rotations(turns)), axis=1)
+    return turns, np.argmax(np.abs(rotations(turns)), axis=1)
 
 
-def _rotations(quats: Floats) -> Floats:
+def rotations(quats: Floats) -> Floats:
     """(N, 3, 3) rotation matrices of unit quaternions."""
     w, x, y, z = quats.T
     rows = [
@@ -215,7 +215,7 @@ class _Geometry:
         self.scale_shares = (variances / self.visible_variances) ** 2
         # delta^T covariance^-1 delta of a step of one code along each axis.
         steps = np.exp(np.abs(logs)) * extent / 65535.0
-        turned = _rotations(self.quats)
+        turned = rotations(self.quats)
         inverse = np.einsum("nak,nk,nbk->nab", turned, 1 / self.visible_variances, turned)
         inverse *= steps[:, :, None] * steps[:, None, :]
         self.position_forms = inverse[:, [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]]
@@ -696,8 +696,12 @@ def largest_errors(gaussians: Gaussians, threads: int | None = None) -> ErrorBou
         return ErrorBounds()
     workers = threads or default_num_threads()
     plan, _ = make_plan(gaussians, None, workers, lambda stage, share: None)
-    scene = gaussians.selected(plan.rows)
     copy = read_scene(Files(_encoded(gaussians, plan, workers, lambda stage, share: None)))
+    return errors_between(copy, gaussians.selected(plan.rows))
+
+
+def errors_between(copy: Gaussians, scene: Gaussians) -> ErrorBounds:
+    """The largest errors of a copy in the same order."""
     quats, scales = nearest_axes(copy, scene)
 
     def error(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> float:
@@ -711,6 +715,12 @@ def largest_errors(gaussians: Gaussians, threads: int | None = None) -> ErrorBou
         quats=error(quats, unit_quats(scene.quats)),
         shN=error(copy.shN, scene.shN),
     )
+
+
+def larger_errors(a: ErrorBounds, b: ErrorBounds) -> ErrorBounds:
+    """The larger of each."""
+    names = ("means", "scales", "alphas", "colours", "quats", "shN")
+    return ErrorBounds(**{name: max(getattr(a, name), getattr(b, name)) for name in names})
 
 
 def nearest_axes(gaussians: Gaussians, reference: Gaussians) -> tuple[Floats, Floats]:

@@ -320,13 +320,20 @@ def _sh_rest(meta: JsonObject, textures: _Textures, version: int) -> npt.NDArray
     return np.take(palette, labels, axis=0)
 
 
-def read_scene(source: Source, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
-    """The scene that the parts in `source` describe; see `splatcodec.formats.sog.read`."""
+def read_scene(source: Source, limits: Limits = DEFAULT_LIMITS, *, count: int | None = None) -> Gaussians:
+    """The scene that the parts in `source` describe; see `splatcodec.formats.sog.read`.
+
+    Args:
+        count: how many Gaussians there must be, where that is known from elsewhere.
+    """
     meta = parse_object(source.read(META, limits.max_json_bytes), META)
     version = meta.integer("version", 0, 1 << 31) if "version" in meta else 1
     if version not in (1, 2):
         raise UnsupportedError(f"SOG version {version}, only 1 and 2 are known", chunk=META, field="version")
-    count = _count(meta, version)
+    stated = _count(meta, version)
+    if count is not None and stated != count:
+        raise FormatError(f"{stated} Gaussians, where {count} are expected", chunk=META, field="count")
+    count = stated
     limits.check_gaussians(count, chunk=META)
     if count > source.size_bytes * _MAX_GAUSSIANS_PER_BYTE:
         raise LimitExceededError(f"{count} Gaussians cannot be in {source.size_bytes} bytes", chunk=META, field="count")
