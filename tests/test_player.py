@@ -137,6 +137,7 @@ def test_the_same_as_the_slow_reader():
     (facts,) = node("agree.mjs", 25, *map(_golden, LOSSY))
     assert facts["files"] == 25 + len(LOSSY)
     assert min(facts["layers"], facts["looks"]) > 20
+    assert facts["largest"] > 1000
 
 
 @pytest.mark.parametrize("name", [name for name in make_golden.CASES if name not in LOSSY])
@@ -180,12 +181,21 @@ class Handler(SimpleHTTPRequestHandler):
     """Files of the checkout and of a folder, the latter under a path that names how the server behaves."""
 
     MANNERS = ("range", "hidden", "ignore", "later", "cut", "short", "long", "wrong", "empty")
+    strict = False
     folder: Path
     asked: list[tuple[str, str | None]]
 
     def log_message(self, *_: object) -> None: ...
 
+    def end_headers(self) -> None:
+        if self.strict:
+            self.send_header("Content-Security-Policy", "script-src 'self' 'unsafe-inline'")
+        super().end_headers()
+
     def do_GET(self) -> None:
+        # Under /strict/ lies the same, with a policy that forbids to compile WebAssembly.
+        self.strict = self.path.startswith("/strict/")
+        self.path = self.path.removeprefix("/strict")
         how, _, name = self.path[1:].partition("/")
         path = self.folder / name
         if (
@@ -319,9 +329,13 @@ def test_what_is_not_there(server):
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 
-def test_in_a_page_and_in_a_worker(server, large_file):
+def _need_chromium() -> None:
     if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", os.environ.get("CHROMIUM", "-")))):
         _absent("Chromium")
+
+
+def test_in_a_page_and_in_a_worker(server, large_file):
+    _need_chromium()
     url, _ = server
     shutil.copy(_golden("lossy-sh3"), large_file.with_name("golden.splc"))
     shutil.copy(_golden("lossless-sh0"), large_file.with_name("lossless.splc"))
@@ -335,10 +349,22 @@ def test_in_a_page_and_in_a_worker(server, large_file):
             assert got.get("digest") == expected["digest"], got
             assert (got["where"], got["count"], got["meta"]) == (where, expected["count"], expected["meta"])
             assert got["streamed"] >= got["count"]
+            assert got.get("engine") == ("FastEngine" if where == "page" else None)
             assert len(got["notices"]) == (1 if k == 2 else 0)
     for got in (refused, refused_in_worker):
         assert got["error"] == "unsupported"
         assert "lossless-1" in got["message"]
+
+
+def test_in_a_page_that_forbids_webassembly(server, large_file):
+    _need_chromium()
+    url, _ = server
+    (expected,) = node("local.mjs", large_file)
+    page, worker, _ = node(
+        "page.mjs", f"{url}/strict/tests/js/page.html", f"{url}/strict/range/large.splc", package="playwright-core"
+    )
+    assert page["digest"] == worker["digest"] == expected["digest"]
+    assert page["engine"] == "PlainEngine"
 
 
 # --- the modules themselves -------------------------------------------------------------------------------------------
@@ -359,6 +385,10 @@ def test_small_enough_for_a_page():
         "size.mjs", *(PLAYER / "decoder" / f"{name}.js" for name in ("index", "worker")), package="esbuild"
     ):
         assert 5_000 < facts["gzipped"] <= MAX_GZIPPED, facts
+
+
+def test_the_kernel_is_what_its_source_makes():
+    node("../../tools/player_kernel/build.mjs", "--check")
 
 
 def _imports(path: Path) -> set[str]:

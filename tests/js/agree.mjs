@@ -1,18 +1,23 @@
-// Whether the player and the slow reader agree: node agree.mjs SEEDS FILE..., on made-up files and on given ones.
+// Whether the player and the slow reader agree: node agree.mjs SEEDS FILE..., on made-up files and on given ones. The
+// player's loops in plain JavaScript are compared, and those in WebAssembly with them.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { open } from "../../splatcodec/player/decoder/index.js";
-import { report, sameBits } from "./common.mjs";
+import { digest, report, sameBits } from "./common.mjs";
 import { makeFile } from "./generate.mjs";
 import { arraysOf, readScene } from "./slow_reader.mjs";
 
 const [seeds, ...paths] = process.argv.slice(2);
-const seen = { files: 0, gaussians: 0, layers: 0, levels: 0, looks: 0 };
+const seen = { files: 0, gaussians: 0, largest: 0, layers: 0, levels: 0, looks: 0 };
+
+const resultsOf = ({ arrays, records, sh }) => [...Object.values(arrays ?? records), ...(sh ? [sh] : [])];
 
 async function compare(name, bytes) {
   const slow = readScene(bytes);
-  const file = await open(bytes);
+  const file = await open(bytes, { plain: true });
+  const fast = await open(bytes);
+  assert.deepEqual([file.engine.constructor.name, fast.engine.constructor.name], ["PlainEngine", "FastEngine"]);
   assert.equal(file.parts.length, slow.parts.length);
   const all = await file.decode({ parts: file.parts });
   all.parts.forEach((part, k) => {
@@ -27,8 +32,14 @@ async function compare(name, bytes) {
     }
     for (const key of Object.keys(expected)) sameBits(actual[key], expected[key], `${name} ${level}/${tile} ${key}`);
     seen.gaussians += part.count;
+    seen.largest = Math.max(seen.largest, part.count);
     seen.layers += part.shLayers;
   });
+  for (const as of ["arrays", "records"]) {
+    const [one, other] = [file, fast].map((reader) => reader.decode({ parts: reader.parts, as }));
+    const digests = [await one, await other].map(({ parts }) => parts.map((part) => digest(resultsOf(part))));
+    assert.deepEqual(digests[1], digests[0], `${name}: WebAssembly, ${as}`);
+  }
   // A prefix of the levels looks as its last level says.
   const levels = [...new Set(slow.parts.map(({ level }) => level))].filter((level) => level > 0);
   for (const level of levels) {

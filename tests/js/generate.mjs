@@ -35,14 +35,18 @@ export function encodeRans(intervals, numStates) {
   return concat(...states.map((x) => u32(x)), ...words.reverse().map((x) => u16(x)));
 }
 
-/** Stands for a `Rans` of random content; `tilt` gives the chance of a one under some models. */
+/**
+ * Stands for a `Rans` of random content; `tilt` gives the chance of a one under some models, `ends` says which of them
+ * give ones after so many symbols.
+ */
 class Dice {
-  constructor(rng, tilt = new Map()) {
-    Object.assign(this, { rng, tilt, intervals: [] });
+  constructor(rng, tilt = new Map(), ends = new Set(), after = Infinity) {
+    Object.assign(this, { rng, tilt, ends, after, intervals: [] });
   }
   next(find, model) {
     let slot = this.rng.int(0, 4095);
     if (this.tilt.has(model)) slot = this.rng.chance(this.tilt.get(model)) ? 0 : 4095;
+    if (this.intervals.length > this.after && this.ends.has(model)) slot = 0;
     const { start, freq, symbol } = find(slot);
     this.intervals.push({ start, freq });
     if (this.intervals.length > 60000) throw new RangeError("too long");
@@ -252,18 +256,19 @@ export function makeParameters(rng, degree, wild) {
 
 /** A random TILE chunk and its layers: a list of {type, count, payload}. */
 export function makeTile(rng, p, { grow = 0, gain = 1024, layers = 3, limit = 300 } = {}) {
-  const m = models(352);
-  const tilt = new Map();
-  const [leaf, child] = rng.pick([[0.7, 0.3], [0.5, 0.22], [0.04, 0.03], [0.02, 0.12], [0.6, 0.5]]);
-  m.forEach((model, k) => k < 288 && tilt.set(model, k < 32 ? leaf : child));
-  m.slice(288).forEach((model) => tilt.set(model, rng.pick([0.05, 0.3])));
   let rans, place;
   do {
-    rans = new Dice(rng, tilt);
-    const fresh = models(352);
-    fresh.forEach((model, k) => tilt.set(model, tilt.get(m[k])));
+    // Chances of a leaf and of a child: few cells, deep ones, single deep chains, many in all directions.
+    const [leaf, child, after] = rng.pick([
+      [0.7, 0.3], [0.5, 0.22], [0.04, 0.03], [0.02, 0.12], [0.6, 0.5],
+      ...(limit > 1000 ? [[0.1, 0.7, 3000], [0.2, 0.5, 2000], [0.3, 0.9, 4000]] : []),
+    ]);
+    const m = models(352);
+    const more = rng.pick([0.05, 0.3]);
+    const tilt = new Map(m.map((model, k) => [model, k < 32 ? leaf : k < 288 ? child : more]));
+    rans = new Dice(rng, tilt, new Set(m.slice(0, 32)), after);
     try {
-      place = spread(readOctree(rans, fresh));
+      place = spread(readOctree(rans, m));
     } catch (error) {
       if (!(error instanceof RangeError)) throw error;
       place = null;
@@ -304,12 +309,13 @@ export function makeTile(rng, p, { grow = 0, gain = 1024, layers = 3, limit = 30
  */
 export function makeFile(seed, filler = 0) {
   const rng = random(seed);
-  const degree = rng.int(0, 3);
+  const large = seed % 5 === 4;
+  const degree = large ? 0 : rng.int(0, 3);
   const { payload, p } = makeParameters(rng, degree, rng.chance(0.3));
   const chunks = [{ type: "PARM", payload }];
   if (rng.chance(0.3)) chunks.unshift({ type: "META", critical: 0, payload: new TextEncoder().encode('{"up":[0,1,0]}') });
   if (rng.chance(0.2)) chunks.push({ type: "zzzz", critical: 0, payload: new Uint8Array(rng.int(0, 9)) });
-  const numTiles = rng.int(1, 3);
+  const numTiles = large ? 1 : rng.int(1, 3);
   const levels = [];
   for (let tile = 0; tile < numTiles; tile++) {
     const first = rng.int(0, 1);
@@ -318,7 +324,7 @@ export function makeFile(seed, filler = 0) {
       const full = level === 0 || level === last;
       const options = full ? {} : { grow: rng.int(-2000, 2000), gain: rng.int(1, 4000) };
       const layers = rng.pick([3, 3, rng.int(0, 3)]);
-      const made = makeTile(rng, p, { ...options, layers, limit: rng.pick([40, 40, 40, 700]) });
+      const made = makeTile(rng, p, { ...options, layers, limit: large ? 3000 : rng.pick([40, 40, 40, 500]) });
       levels.push(...made.map((chunk) => ({ ...chunk, level, tile })));
     }
   }

@@ -78,7 +78,7 @@ for (let k = 0; k < Number(count); k++) {
   let outcome = "scene";
   try {
     const cuts = [rng.int(0, bytes.length), rng.int(0, bytes.length)].sort((a, b) => a - b);
-    const file = await open(rng.chance(0.3) ? pieces(bytes, cuts) : bytes);
+    const file = await open(rng.chance(0.3) ? pieces(bytes, cuts) : bytes, { plain: rng.chance(0.4) });
     if (rng.chance(0.3)) for await (const part of file.stream({ as })) assert.ok(part.count > 0);
     else assert.ok((await file.decode({ as })).count === file.numGaussians);
   } catch (error) {

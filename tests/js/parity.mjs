@@ -9,8 +9,8 @@ const folder = process.argv[2];
 const kinds = { f4: Float32Array, f8: Float64Array };
 const { cases } = JSON.parse(readFileSync(`${folder}/cases.json`, "utf8"));
 let gaussians = 0;
-for (const { name, stream, wanted } of cases) {
-  const file = await open(readFileSync(stream));
+for (const [{ name, stream, wanted }, plain] of cases.flatMap((one) => [[one, false], [one, true]])) {
+  const file = await open(readFileSync(stream), { plain });
   for (const { selection, count, arrays, look } of wanted) {
     const scene = await file.decode(selection);
     const what = `${name} ${JSON.stringify(selection)}`;

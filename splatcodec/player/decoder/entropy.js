@@ -6,17 +6,33 @@ const RANS_LOW = 1 << 16;
 /** Words that may be read past the end before it is noticed: more than the symbols of one Gaussian or octree cell. */
 const WORD_SLACK = 96;
 /** The same in bytes for plain bits: more than the raw bits of 21 tokens. */
-const RAW_SLACK = 96;
+export const RAW_SLACK = 256;
 const LITTLE_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
 
 /** Step towards a coded bit after n bits, 15 fractional bits. */
-const STEPS = Int32Array.from({ length: 97 }, (_, n) => Math.floor(65536 / (2 * n + 3)));
+export const STEPS = Int32Array.from({ length: 97 }, (_, n) => Math.floor(65536 / (2 * n + 3)));
 
 /**
  * Adaptive models at their start, probability * 128 + number of bits seen.
  * @param {number} count
  */
 export const newModels = (count) => new Int32Array(count).fill(32768 << 7);
+
+/**
+ * Check that a rANS stream can begin.
+ * @param {Uint8Array} bytes the chunk
+ * @param {number} from where the stream begins
+ * @param {number} length of it
+ * @param {number} logStates
+ */
+export function checkStream(bytes, from, length, logStates) {
+  if (length > bytes.length - from) throw new SplcError("truncated", "the rANS stream is cut off", from);
+  if (length < 4 << logStates) throw new SplcError("truncated", "the rANS stream has no states", from);
+  if (length & 1) throw new SplcError("format", "the rANS stream has an odd number of bytes", from);
+  for (let b = from; b < from + (4 << logStates); b += 4) {
+    if (!(bytes[b + 2] | bytes[b + 3])) throw new SplcError("format", "a rANS state is out of range", b);
+  }
+}
 
 /**
  * One rANS stream and the plain bits behind it. Buffers are kept from chunk to chunk. Reading runs a little past the end
@@ -33,7 +49,7 @@ export class Coder {
     /** Next word. */
     this.at = 0;
     this.raw = new Uint8Array(RAW_SLACK);
-    this.rawBits = 0;
+    this.lastBit = 0;
     /** Next plain bit. */
     this.position = 0;
   }
@@ -45,17 +61,13 @@ export class Coder {
    * @param {number} logStates
    */
   start(bytes, from, length, logStates) {
+    checkStream(bytes, from, length, logStates);
     const numStates = 1 << logStates;
-    if (length > bytes.length - from) throw new SplcError("truncated", "the rANS stream is cut off", from);
-    if (length < 4 * numStates) throw new SplcError("truncated", "the rANS stream has no states", from);
-    if (length & 1) throw new SplcError("format", "the rANS stream has an odd number of bytes", from);
     this.mask = numStates - 1;
     this.count = this.at = this.position = 0;
     for (let k = 0; k < numStates; k++) {
       const b = from + 4 * k;
-      const state = bytes[b] | (bytes[b + 1] << 8) | (bytes[b + 2] << 16) | (bytes[b + 3] << 24);
-      if (state >>> 16 === 0) throw new SplcError("format", "a rANS state is out of range", b);
-      this.states[k] = state;
+      this.states[k] = bytes[b] | (bytes[b + 1] << 8) | (bytes[b + 2] << 16) | (bytes[b + 3] << 24);
     }
     const first = from + 4 * numStates;
     this.numWords = (from + length - first) >> 1;
@@ -65,14 +77,14 @@ export class Coder {
     const raw = bytes.subarray(from + length);
     if (this.raw.length < raw.length + RAW_SLACK) this.raw = new Uint8Array(raw.length + RAW_SLACK);
     this.raw.set(raw);
-    this.rawBits = 8 * raw.length;
+    this.lastBit = 8 * raw.length;
     return this;
   }
 
   /** Complain if anything was read that is not there. */
   check() {
     if (this.at > this.numWords) throw new SplcError("truncated", "the rANS stream ends before its last symbol");
-    if (this.position > this.rawBits) throw new SplcError("truncated", "the plain bits end before the last one");
+    if (this.position > this.lastBit) throw new SplcError("truncated", "the plain bits end before the last one");
   }
 
   /** Check that the rANS stream ends here. */
@@ -91,8 +103,10 @@ export class Coder {
    */
   advance(x, freq, start) {
     x = (Math.imul(freq, x >>> 12) + (x & 4095) - start) | 0;
-    if (x >>> 16 === 0) x = (x << 16) | this.words[Math.min(this.at++, this.numWords)];
-    this.states[this.count & this.mask] = x;
+    // Without a branch: whether a word is needed cannot be foreseen.
+    const need = ((x >>> 16) - 1) >> 31;
+    this.states[this.count & this.mask] = (x << (need & 16)) | (this.words[this.at] & need);
+    this.at -= need;
     this.count++;
   }
 
@@ -108,10 +122,43 @@ export class Coder {
     const n = model & 127;
     const q = p >>> 4 || 1;
     const one = (x & 4095) < q ? 1 : 0;
-    if (one) this.advance(x, q, 0);
-    else this.advance(x, 4096 - q, q);
+    this.advance(x, one ? q : 4096 - q, one ? 0 : q);
     models[index] = ((p + (((one * 65535 - p) * STEPS[n]) >> 15)) << 7) | (n < 96 ? n + 1 : 96);
     return one;
+  }
+
+  /**
+   * The signed value of one token and its raw bits.
+   * @param {Uint8Array} first see `Tables`
+   * @param {Uint16Array} starts
+   * @param {number} table
+   */
+  value(first, starts, table) {
+    const x = this.states[this.count & this.mask];
+    const slot = x & 4095;
+    let token = first[(table << 7) + (slot >> BUCKET_BITS)];
+    const at = table << 8;
+    while (slot >= starts[at + token + 1]) token++;
+    const start = starts[at + token];
+    this.advance(x, starts[at + token + 1] - start, start);
+    if (token >= 16) {
+      const bits = ((token - 16) >> 2) + 2;
+      token = ((4 + (token & 3)) << bits) | this.rawBits(bits);
+    }
+    return (token >>> 1) ^ -(token & 1);
+  }
+
+  /**
+   * Plain bits behind the rANS stream.
+   * @param {number} count 0 to 30
+   */
+  rawBits(count) {
+    const { raw, position } = this;
+    const byte = position >>> 3;
+    const shift = position & 7;
+    this.position += count;
+    const word = (raw[byte] << 24) | (raw[byte + 1] << 16) | (raw[byte + 2] << 8) | raw[byte + 3];
+    return ((word << shift) | (raw[byte + 4] >> (8 - shift))) >>> 1 >>> (31 - count);
   }
 
   /** One plain bit of the rANS stream. */

@@ -5,15 +5,17 @@
 //     for await (scene.stream(...))    -> the same piece by piece, as the bytes arrive
 //
 //     bytes -> container.js -> chunks -> tile.js (entropy.js, parameters.js) -> integers -> reconstruct.js -> arrays
+//     where there is WebAssembly, fast.js in place of the last two
 
 import { assemble, crc32, HEADER_BYTES, labelOf, located, parseHeader, parseToc, SplcError } from "./container.js";
 import "./entropy.js";
+import { makeFastEngine } from "./fast.js";
+import "./kernel.js";
 import { parseParameters } from "./parameters.js";
-import {
-  applyLook, newArrays, newRecords, SH_WORDS, viewOf, writeArrays, writeRecords, writeShArrays, writeShRecords,
-} from "./reconstruct.js";
+import { PlainEngine } from "./plain.js";
+import { applyLook, newArrays, newRecords, SH_WORDS, viewOf } from "./reconstruct.js";
 import { sourceOf } from "./source.js";
-import { BLOCK, LayerDecoder, TileDecoder } from "./tile.js";
+import { BLOCK } from "./tile.js";
 
 /** @typedef {import("./container.js").ChunkEntry} ChunkEntry */
 /** @typedef {import("./container.js").TilePart} TilePart */
@@ -106,14 +108,15 @@ export class SplcFile {
     this.parameters = null;
     /** Chunks that were read ahead. @type {Map<ChunkEntry, Uint8Array>} */
     this.ahead = new Map();
-    /** @type {TileDecoder | null} */
-    this.tileDecoder = null;
-    /** @type {(LayerDecoder | undefined)[]} */
-    this.layerDecoders = [];
+    /** @type {PlainEngine | import("./fast.js").FastEngine | null} */
+    this.engine = null;
   }
 
-  /** Read the parameters, and what lies before them, which could not be had from a stream later. */
-  async prepare() {
+  /**
+   * Read the parameters, and what lies before them, which could not be had from a stream later.
+   * @param {boolean} plain
+   */
+  async prepare(plain) {
     const { parameterChunk: wanted, chunks } = this;
     const first = chunks.findIndex(({ type }) => type === "TILE");
     const early = chunks.filter((chunk, k) => chunk === wanted || (k < first && /^(META|TBOX)$/.test(chunk.type)));
@@ -124,6 +127,7 @@ export class SplcFile {
     } catch (error) {
       throw located(error, "PARM", wanted.offset);
     }
+    this.engine = (!plain && (await makeFastEngine(this.parameters))) || new PlainEngine(this.parameters);
   }
 
   /** SH degree of the scene, 0 to 3. */
@@ -386,8 +390,7 @@ class Session {
     this.total = counts.reduce((sum, count) => sum + count, 0);
     const bytes = (as === "arrays" ? 80 + 12 * this.bands : 16.25 + 3 * this.bands) * (together ? this.total : Math.max(0, ...counts));
     if (bytes > maxBytes) throw new SplcError("limit", `the result would need ${Math.ceil(bytes)} bytes`);
-    this.tile = file.tileDecoder ??= new TileDecoder(parameters);
-    this.layers = [1, 2, 3].slice(0, this.numLayers).map((n) => (file.layerDecoders[n] ??= new LayerDecoder(parameters, n)));
+    this.engine = /** @type {PlainEngine} */ (file.engine);
     /** @type {Arrays | null} */
     this.arrays = null;
     /** @type {Map<ChunkEntry, TilePart>} */
@@ -497,19 +500,19 @@ class Session {
    * @returns {Part}
    */
   decodeTile({ entry, last }, bytes, links) {
-    const { parameters, tile: decoder } = this;
+    const { engine } = this;
     const { level, tile, count } = entry;
     try {
-      const { blur, grow, gain } = decoder.start(bytes, count);
+      const { grow, gain } = engine.start(bytes, count);
       if (level && level >= (this.looks.get(tile)?.level ?? 0)) {
         this.looks.set(tile, { level, ...(last ? NEUTRAL : { grow, gain }) });
       }
       const start = this.starts.get(entry) ?? 0;
       const arrays = this.as === "records" ? null : this.arrays ? viewOf(this.arrays, start, count) : newArrays(count);
       const records = arrays ? null : newRecords(count);
-      for (let at = 0, size = 0; (size = decoder.next(links)) > 0; at += size) {
-        if (arrays) writeArrays(parameters, decoder, size, blur, arrays, at);
-        else if (records) writeRecords(parameters, decoder, size, blur, records, at);
+      for (let at = 0, size = 0; (size = engine.next(links)) > 0; at += size) {
+        if (arrays) engine.writeArrays(arrays, at, size);
+        else if (records) engine.writeRecords(records, at, size);
       }
       return { level, tile, count, look: this.lookOf(level, tile), arrays, records, sh: null, shLayers: 0 };
     } catch (error) {
@@ -525,31 +528,31 @@ class Session {
    * @returns {Float32Array | Uint32Array}
    */
   decodeLayers(unit, bytes, links) {
-    const { parameters, bands } = this;
+    const { engine, bands } = this;
     const count = links.length;
-    const layers = this.layers.filter(({ layer }) => bytes[layer - 1]);
-    /** @param {(layer: LayerDecoder) => void} work */
-    const each = (work) => {
-      for (const layer of layers) {
-        try {
-          work(layer);
-        } catch (error) {
-          const entry = /** @type {ChunkEntry} */ (unit.layers[layer.layer - 1]);
-          throw located(error, labelOf(entry), entry.offset);
-        }
+    /** @type {(layer: number, work: () => void) => void} */
+    const guard = (layer, work) => {
+      try {
+        work();
+      } catch (error) {
+        const entry = /** @type {ChunkEntry} */ (unit.layers[layer - 1]);
+        throw located(error, labelOf(entry), entry.offset);
       }
     };
-    each((layer) => layer.start(/** @type {Uint8Array} */ (bytes[layer.layer - 1])));
+    const layers = [1, 2, 3].filter((layer) => bytes[layer - 1]);
+    const mask = layers.reduce((sum, layer) => sum | (1 << (layer - 1)), 0);
     const first = 3 * bands * (this.starts.get(unit.entry) ?? 0);
     const packed = this.as === "records" ? new Uint32Array(SH_WORDS[this.shDegree] * count) : null;
-    const exact = this.shN ? this.shN.subarray(first, first + 3 * bands * count) : new Float32Array(packed ? 0 : 3 * bands * count);
+    const size = 3 * bands * count;
+    const exact = this.shN ? this.shN.subarray(first, first + size) : new Float32Array(packed ? 0 : size);
+    engine.startLayers(bytes, guard);
     for (let at = 0; at < count; at += BLOCK) {
       const size = Math.min(BLOCK, count - at);
-      each((layer) => layer.next(size, links));
-      if (packed) writeShRecords(parameters, layers, size, packed, at);
-      else writeShArrays(parameters, layers, size, exact, at);
+      for (const layer of layers) guard(layer, () => engine.nextLayer(layer, size, links, at));
+      if (packed) engine.writeShRecords(mask, packed, at, size);
+      else engine.writeShArrays(mask, exact, at, size);
     }
-    each((layer) => layer.next(0, links));
+    for (const layer of layers) guard(layer, () => engine.nextLayer(layer, 0, links, count));
     return packed ?? exact;
   }
 }
@@ -557,7 +560,7 @@ class Session {
 /**
  * Open a file: header, table of contents and parameters are read and checked.
  * @param {Input} input
- * @param {SourceOptions} [options]
+ * @param {SourceOptions & { plain?: boolean }} [options] `plain`: do without WebAssembly, as where it is not to be had
  * @returns {Promise<SplcFile>}
  */
 export async function open(input, options = {}) {
@@ -581,7 +584,7 @@ export async function open(input, options = {}) {
     reader.close();
     const { features, chunks } = parseToc(toc, header);
     const file = new SplcFile(source, header, features, chunks);
-    await file.prepare();
+    await file.prepare(options.plain ?? false);
     return file;
   } catch (error) {
     source.close();

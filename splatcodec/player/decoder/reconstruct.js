@@ -3,11 +3,10 @@
 import { BLOCK, POWERS, WINDOW } from "./tile.js";
 
 /** @typedef {import("./parameters.js").Parameters} Parameters */
-/** @typedef {import("./tile.js").TileDecoder} TileDecoder */
 /** @typedef {import("./tile.js").LayerDecoder} LayerDecoder */
 
 /** 2^(i / 1024), from square roots and products alone. */
-const EXP2 = new Float64Array(1024).fill(1);
+export const EXP2 = new Float64Array(1024).fill(1);
 for (let k = 0, root = 2; k < 10; k++) {
   root = Math.sqrt(root);
   for (let i = 0; i < 1024; i++) if (i & (512 >> k)) EXP2[i] *= root;
@@ -52,17 +51,21 @@ export function newArrays(count) {
 }
 
 /**
+ * A block of Gaussians as integers: rows of 12 streams, the first WINDOW of them those before the block, and positions.
+ * @typedef {{ values: Int32Array, means: Float64Array }} Rows
+ */
+
+/**
  * Arrays of a block.
  * @param {Parameters} parameters
- * @param {TileDecoder} tile its `values` and `means` hold the block
+ * @param {Rows} rows
  * @param {number} size
  * @param {number} blur
  * @param {Arrays} out
  * @param {number} first Gaussian of `out` that the block's first one is
  */
-export function writeArrays(parameters, tile, size, blur, out, first) {
+export function writeArrays(parameters, { values, means }, size, blur, out, first) {
   const { sizeStep, shapeStep, opacityStep, colorStep, colorBasis: basis } = parameters;
-  const { values, means } = tile;
   const { covariances, alphas, sh0 } = out;
   const square = blur * blur;
   out.means.set(means.subarray(0, 3 * size), 3 * first);
@@ -129,6 +132,9 @@ function alphaOf(value, opacityStep) {
   return alpha < LOWEST_ALPHA ? LOWEST_ALPHA : alpha > HIGHEST_ALPHA ? HIGHEST_ALPHA : alpha;
 }
 
+/** Terms that `ShTransform` adds at a time: one load and one store of a sum for all of them. */
+const TERMS = 4;
+
 /** SH coefficients of one Gaussian after the other. */
 class ShTransform {
   /**
@@ -139,6 +145,10 @@ class ShTransform {
     this.parameters = parameters;
     this.layers = layers;
     this.bands = (parameters.shDegree + 1) ** 2 - 1;
+    // Of each colour component the terms that are not 0: value, and where its row of the band basis begins.
+    this.terms = new Float64Array(3 * 16);
+    this.rows = new Int32Array(3 * 16);
+    this.sizes = new Int32Array(3);
     /** Basis function by basis function, for each colour component. */
     this.mixed = new Float64Array(3 * this.bands);
     /** Coefficients, three channels a basis function. */
@@ -147,29 +157,54 @@ class ShTransform {
 
   /** @param {number} i Gaussian of the block */
   run(i) {
-    const { bands, mixed, out } = this;
-    const { shBandBasis, shColorBasis: c, shStep } = this.parameters;
-    mixed.fill(0);
-    for (const { first, width, values } of this.layers) {
+    const { layers, bands, terms, rows, sizes, mixed, out } = this;
+    const { shBandBasis: basis, shColorBasis: c, shStep } = this.parameters;
+    sizes[0] = sizes[1] = sizes[2] = 0;
+    for (let l = 0; l < layers.length; l++) {
+      const { first, width, values } = layers[l];
       const row = width * (WINDOW + i);
-      for (let w = 0; w < width; w++) {
-        const v = values[row + w];
-        if (v === 0) continue;
-        const x = v * shStep;
-        const stream = first - 12 + w;
-        const k = (stream / 3) | 0;
-        const to = bands * (stream - 3 * k);
-        const from = bands * k;
-        for (let band = 0; band < bands; band++) mixed[to + band] += shBandBasis[from + band] * x;
+      let from = (bands * (first - 12)) / 3;
+      for (let w = 0; w < width; w += 3, from += bands) {
+        for (let j = 0; j < 3; j++) {
+          const v = values[row + w + j];
+          if (v === 0) continue;
+          const at = 16 * j + sizes[j]++;
+          terms[at] = v * shStep;
+          rows[at] = from;
+        }
       }
     }
+    for (let j = 0; j < 3; j++) {
+      const to = bands * j;
+      const end = 16 * j + sizes[j];
+      // Terms of 0 fill the last group; adding them changes nothing.
+      for (let at = end; at & (TERMS - 1); at++) terms[at] = rows[at] = 0;
+      if (end === 16 * j) mixed.fill(0, to, to + bands);
+      for (let at = 16 * j; at < end; at += TERMS) {
+        const x0 = terms[at];
+        const x1 = terms[at + 1];
+        const x2 = terms[at + 2];
+        const x3 = terms[at + 3];
+        const r0 = rows[at];
+        const r1 = rows[at + 1];
+        const r2 = rows[at + 2];
+        const r3 = rows[at + 3];
+        const before = at === 16 * j ? 0 : 1;
+        for (let band = 0; band < bands; band++) {
+          const sum = before ? mixed[to + band] : 0;
+          mixed[to + band] =
+            sum + basis[r0 + band] * x0 + basis[r1 + band] * x1 + basis[r2 + band] * x2 + basis[r3 + band] * x3;
+        }
+      }
+    }
+    const [c0, c1, c2, c3, c4, c5, c6, c7, c8] = c;
     for (let band = 0; band < bands; band++) {
       const x = mixed[band];
       const y = mixed[bands + band];
       const z = mixed[2 * bands + band];
-      out[3 * band] = c[0] * x + c[1] * y + c[2] * z;
-      out[3 * band + 1] = c[3] * x + c[4] * y + c[5] * z;
-      out[3 * band + 2] = c[6] * x + c[7] * y + c[8] * z;
+      out[3 * band] = c0 * x + c1 * y + c2 * z;
+      out[3 * band + 1] = c3 * x + c4 * y + c5 * z;
+      out[3 * band + 2] = c6 * x + c7 * y + c8 * z;
     }
   }
 }
@@ -247,15 +282,14 @@ function stepOf(low, high, levels) {
 /**
  * Records of a block, without SH.
  * @param {Parameters} parameters
- * @param {TileDecoder} tile its `values` and `means` hold the block
+ * @param {Rows} rows
  * @param {number} size
  * @param {number} blur
  * @param {Records} out
  * @param {number} first Gaussian of `out` that the block's first one is, a multiple of BLOCK
  */
-export function writeRecords(parameters, tile, size, blur, out, first) {
+export function writeRecords(parameters, { values, means }, size, blur, out, first) {
   const { sizeStep, shapeStep, opacityStep, colorStep, colorBasis: basis } = parameters;
-  const { values, means } = tile;
   const { records, boxes } = out;
   // What is quantized: three axes, size, three channels. Ranges first.
   lows.fill(Infinity);

@@ -4,13 +4,13 @@
 // of history and a block of new ones, and make no objects.
 
 import { MAX_TILE, SplcError } from "./container.js";
-import { BUCKET_BITS, Coder, newModels } from "./entropy.js";
+import { Coder, newModels } from "./entropy.js";
 import { FEATURES, NEAR_CELLS, OWN_CELLS, STREAMS } from "./parameters.js";
 
 /** @typedef {import("./parameters.js").Parameters} Parameters */
 
-const HEAD_BYTES = 28;
-const LAYER_HEAD_BYTES = 8;
+export const HEAD_BYTES = 28;
+export const LAYER_HEAD_BYTES = 8;
 const MAX_DEPTH = 21;
 export const WINDOW = 16;
 /** Gaussians decoded at a time, before they are turned into results. */
@@ -18,14 +18,13 @@ export const BLOCK = 256;
 const ROWS = WINDOW + BLOCK;
 const LIMIT = 2 ** 28;
 
-const STEPS = Int32Array.from({ length: 97 }, (_, n) => Math.floor(65536 / (2 * n + 3)));
 /** Number of ones of a byte. */
-const ONES = new Uint8Array(256);
+export const ONES = new Uint8Array(256);
 for (let v = 1; v < 256; v++) ONES[v] = ONES[v >> 1] + (v & 1);
 /** First model of a leaf bit, by mask of face neighbours (bit 2 * axis, + 1 for the upper). */
-const LEAF_MODELS = Uint8Array.from({ length: 64 }, (_, mask) => 8 * Math.min(ONES[mask], 3) - 1);
+export const LEAF_MODELS = Uint8Array.from({ length: 64 }, (_, mask) => 8 * Math.min(ONES[mask], 3));
 /** Model of a child bit but for b and s, by 8 * mask of face neighbours + child number. */
-const CHILD_MODELS = new Int32Array(64 * 8);
+export const CHILD_MODELS = new Int32Array(64 * 8);
 for (let mask = 0; mask < 64; mask++) {
   for (let child = 0; child < 8; child++) {
     let outside = 0;
@@ -58,9 +57,10 @@ for (let k = 1; k < 1100; k++) {
 
 /**
  * @param {Uint8Array} bytes the chunk
+ * @param {number} count Gaussians
  * @returns {TileHead}
  */
-export function parseTileHead(bytes) {
+export function parseTileHead(bytes, count) {
   if (bytes.length < HEAD_BYTES) throw new SplcError("truncated", "the tile's header is cut off", bytes.length);
   const view = new DataView(bytes.buffer, bytes.byteOffset, HEAD_BYTES);
   const head = {
@@ -77,7 +77,17 @@ export function parseTileHead(bytes) {
   if (!sound || Math.abs(head.exponent) > 1000 || Math.abs(head.grow) > 8192 || head.gain < 1) {
     throw new SplcError("format", "the tile's header is damaged", 2);
   }
+  if (count < 1 || count > MAX_TILE || count > 8 * bytes.length) {
+    throw new SplcError("format", `${count} Gaussians in ${bytes.length} bytes`, 0);
+  }
   return head;
+}
+
+/** @param {Uint8Array} bytes the chunk */
+export function parseLayerHead(bytes) {
+  if (bytes.length < LAYER_HEAD_BYTES) throw new SplcError("truncated", "the header is cut off", bytes.length);
+  checkTools(bytes);
+  return { logStates: bytes[0], length: new DataView(bytes.buffer, bytes.byteOffset, bytes.length).getUint32(4, true) };
 }
 
 /** @param {Uint8Array} bytes */
@@ -133,10 +143,7 @@ export class TileDecoder {
    * @returns {TileHead}
    */
   start(bytes, count) {
-    const head = parseTileHead(bytes);
-    if (count < 1 || count > MAX_TILE || count > 8 * bytes.length) {
-      throw new SplcError("format", `${count} Gaussians in ${bytes.length} bytes`, 0);
-    }
+    const head = parseTileHead(bytes, count);
     this.coder.start(bytes, HEAD_BYTES, head.length, head.logStates);
     this.head = head;
     this.count = count;
@@ -229,97 +236,47 @@ export class TileDecoder {
    * @returns {number} cells of the next depth
    */
   decodeDepth(depth, start, cells, open) {
-    const coder = this.coder;
-    const models = this.models;
+    const { coder, models } = this;
     const near = this.near[depth & 1];
     const masks = this.masks[depth & 1];
     const families = this.families[depth & 1];
     const occupancies = this.treeOccupancy;
     const firsts = this.treeFirst;
-    const states = coder.states;
-    const words = coder.words;
-    const mask = coder.mask;
-    const lastWord = coder.numWords;
-    let symbol = coder.count;
-    let at = coder.at;
     let children = 0;
     for (let k = 0; k < cells; k++) {
       const around = masks[k];
       const node = start + k;
-      let leaf = 1;
-      if (depth < MAX_DEPTH) {
-        const index = LEAF_MODELS[around] + families[k];
-        // An adaptive bit, as in `Coder.bit`, without branches on what cannot be foreseen.
-        const model = models[index];
-        const p = model >>> 7;
-        const n = model & 127;
-        let q = p >> 4;
-        q += (q - 1) >>> 31;
-        let x = states[symbol & mask];
-        const slot = x & 4095;
-        const one = (slot - q) >> 31;
-        x = (Math.imul((q & one) | ((4096 - q) & ~one), x >>> 12) + slot - (q & ~one)) | 0;
-        const need = ((x >>> 16) - 1) >> 31;
-        states[symbol & mask] = (x << (need & 16)) | (words[at] & need);
-        at -= need;
-        symbol++;
-        models[index] = ((p + ((((one & 65535) - p) * STEPS[n]) >> 15)) << 7) | (n + ((n - 96) >>> 31));
-        leaf = -one;
-      }
-      if (leaf) {
-        coder.count = symbol;
-        coder.at = at;
-        const inside = coder.gamma(models, COUNT_MODELS) + 1;
-        symbol = coder.count;
-        at = coder.at;
-        if (inside > open - children || at > lastWord) throw new SplcError("format", "the octree is damaged");
-        open -= inside;
-        occupancies[node] = 0;
-        firsts[node] = inside;
-        continue;
-      }
-      const lowX = occupancies[near[6 * k]] & 0xaa;
-      const lowY = occupancies[near[6 * k + 2]] & 0xcc;
-      const lowZ = occupancies[near[6 * k + 4]] & 0xf0;
       let occupancy = 0;
-      let ones = 0;
-      for (let child = 0; child < 8; child++) {
-        if (child === 7 && occupancy === 0) {
-          occupancy = 128;
-          ones = 1;
-          break;
+      if (depth === MAX_DEPTH || coder.bit(models, LEAF_MODELS[around] + families[k] - 1)) {
+        const inside = coder.gamma(models, COUNT_MODELS) + 1;
+        if (inside > open - children) throw new SplcError("format", "the octree is damaged");
+        open -= inside;
+        firsts[node] = inside;
+      } else {
+        const lowX = occupancies[near[6 * k]] & 0xaa;
+        const lowY = occupancies[near[6 * k + 2]] & 0xcc;
+        const lowZ = occupancies[near[6 * k + 4]] & 0xf0;
+        let ones = 0;
+        for (let child = 0; child < 8; child++) {
+          // Bit c of each is the adjacent cell already known of child c with that axis' bit flipped.
+          const beside =
+            ((((occupancy & 0x55) | lowX) >> (child ^ 1)) & 1) +
+            ((((occupancy & 0x33) | lowY) >> (child ^ 2)) & 1) +
+            ((((occupancy & 0x0f) | lowZ) >> (child ^ 4)) & 1);
+          const index = CHILD_MODELS[8 * around + child] + 64 * beside + 4 * Math.min(ones, 3);
+          // The last one is not coded if none was before.
+          const one = child === 7 && ones === 0 ? 1 : coder.bit(models, index);
+          occupancy |= one << child;
+          ones += one;
         }
-        // Bit c of each is the adjacent cell already known of child c with that axis' bit flipped.
-        const beside =
-          ((((occupancy & 0x55) | lowX) >> (child ^ 1)) & 1) +
-          ((((occupancy & 0x33) | lowY) >> (child ^ 2)) & 1) +
-          ((((occupancy & 0x0f) | lowZ) >> (child ^ 4)) & 1);
-        const index = CHILD_MODELS[8 * around + child] + 64 * beside + 4 * (ones < 3 ? ones : 3);
-        const model = models[index];
-        const p = model >>> 7;
-        const n = model & 127;
-        let q = p >> 4;
-        q += (q - 1) >>> 31;
-        let x = states[symbol & mask];
-        const slot = x & 4095;
-        const one = (slot - q) >> 31;
-        x = (Math.imul((q & one) | ((4096 - q) & ~one), x >>> 12) + slot - (q & ~one)) | 0;
-        const need = ((x >>> 16) - 1) >> 31;
-        states[symbol & mask] = (x << (need & 16)) | (words[at] & need);
-        at -= need;
-        symbol++;
-        models[index] = ((p + ((((one & 65535) - p) * STEPS[n]) >> 15)) << 7) | (n + ((n - 96) >>> 31));
-        occupancy |= (one & 1) << child;
-        ones -= one;
+        firsts[node] = start + cells + children;
+        children += ones;
+        // Every cell holds at least one Gaussian.
+        if (children > open) throw new SplcError("format", "the octree is damaged");
       }
       occupancies[node] = occupancy;
-      firsts[node] = start + cells + children;
-      children += ones;
-      // Every cell holds at least one Gaussian.
-      if (children > open || at > lastWord) throw new SplcError("format", "the octree is damaged");
+      coder.check();
     }
-    coder.count = symbol;
-    coder.at = at;
     this.open = open;
     return children;
   }
@@ -453,23 +410,17 @@ export class TileDecoder {
       this.parameters;
     const { values, magnitudes, centers, means, features, nears, coder } = this;
     const { leafX, leafY, leafZ, leafDepth, leafCount } = this;
-    const originX = head.origin[0];
-    const originY = head.origin[1];
-    const originZ = head.origin[2];
-    const exponent = head.exponent;
-    const { states, words, raw, mask, numWords, rawBits } = coder;
-    let symbol = coder.count;
-    let at = coder.at;
-    let position = coder.position;
+    const { origin, exponent } = head;
+    const cells = [0, 0, 0];
     let leaf = this.leaf;
     let leafDone = this.leafDone;
     const before = Math.min(this.done, WINDOW);
     for (let i = 0; i < size; i++) {
       const row = WINDOW + i;
       const depth = leafDepth[leaf];
-      const cellX = leafX[leaf];
-      const cellY = leafY[leaf];
-      const cellZ = leafZ[leaf];
+      const cellX = (cells[0] = leafX[leaf]);
+      const cellY = (cells[1] = leafY[leaf]);
+      const cellZ = (cells[2] = leafZ[leaf]);
       if (++leafDone === leafCount[leaf]) {
         leaf++;
         leafDone = 0;
@@ -561,33 +512,7 @@ export class TileDecoder {
         own = (own | ((255 - own) >> 31)) & 255;
         const mode = modes[s];
         const cell = bases[16 * s + e] + NEAR_CELLS[mode + near] + OWN_CELLS[mode + own];
-        let x = states[symbol & mask];
-        const slot = x & 4095;
-        const table = maps[cell];
-        let r = first[(table << 7) + (slot >> BUCKET_BITS)];
-        let entry = (table << 8) + r;
-        let start = starts[entry];
-        let end = starts[entry + 1];
-        while (slot >= end) {
-          r++;
-          start = end;
-          end = starts[++entry + 1];
-        }
-        x = (Math.imul(end - start, x >>> 12) + slot - start) | 0;
-        const need = ((x >>> 16) - 1) >> 31;
-        states[symbol & mask] = (x << (need & 16)) | (words[at] & need);
-        at -= need;
-        symbol++;
-        if (r >= 16) {
-          const bits = ((r - 16) >> 2) + 2;
-          const byte = position >>> 3;
-          const shift = position & 7;
-          const word = (raw[byte] << 24) | (raw[byte + 1] << 16) | (raw[byte + 2] << 8) | raw[byte + 3];
-          const rest = ((word << shift) | (raw[byte + 4] >> (8 - shift))) >>> (32 - bits);
-          position += bits;
-          r = ((4 + (r & 3)) << bits) | rest;
-        }
-        r = (r >>> 1) ^ -(r & 1);
+        let r = coder.value(first, starts, maps[cell]);
         const most = 134217728 >> e;
         if (r > most) r = most;
         else if (r < -most) r = -most;
@@ -606,60 +531,23 @@ export class TileDecoder {
           e = values[out + 1];
         }
       }
-      if (at > numWords || position > rawBits) coder.check();
+      coder.check();
 
       // Position: plain bits of each axis, as many as the Gaussian's own size asks for.
       const edge = POWERS[1100 + exponent - depth];
       const want = 1024 * (exponent - depth - g) - precision;
-      let bits = bitsOf(want - values[out + 2] * sizeStep);
-      let byte = position >>> 3;
-      let shift = position & 7;
-      let q = 0;
-      if (bits) {
-        const word = (raw[byte] << 24) | (raw[byte + 1] << 16) | (raw[byte + 2] << 8) | raw[byte + 3];
-        q = ((word << shift) | (raw[byte + 4] >> (8 - shift))) >>> (32 - bits);
+      for (let axis = 0; axis < 3; axis++) {
+        const bits = Math.min(Math.max(Math.ceil((want - values[out + 2 + axis] * sizeStep) / 1024), 0), 30);
+        const q = coder.rawBits(bits);
+        means[3 * i + axis] = origin[axis] + (cells[axis] + (q + 0.5) * POWERS[1100 - bits]) * edge;
       }
-      means[3 * i] = originX + (cellX + (q + 0.5) * POWERS[1100 - bits]) * edge;
-      position += bits;
-      bits = bitsOf(want - values[out + 3] * sizeStep);
-      byte = position >>> 3;
-      shift = position & 7;
-      q = 0;
-      if (bits) {
-        const word = (raw[byte] << 24) | (raw[byte + 1] << 16) | (raw[byte + 2] << 8) | raw[byte + 3];
-        q = ((word << shift) | (raw[byte + 4] >> (8 - shift))) >>> (32 - bits);
-      }
-      means[3 * i + 1] = originY + (cellY + (q + 0.5) * POWERS[1100 - bits]) * edge;
-      position += bits;
-      bits = bitsOf(want - values[out + 4] * sizeStep);
-      byte = position >>> 3;
-      shift = position & 7;
-      q = 0;
-      if (bits) {
-        const word = (raw[byte] << 24) | (raw[byte + 1] << 16) | (raw[byte + 2] << 8) | raw[byte + 3];
-        q = ((word << shift) | (raw[byte + 4] >> (8 - shift))) >>> (32 - bits);
-      }
-      means[3 * i + 2] = originZ + (cellZ + (q + 0.5) * POWERS[1100 - bits]) * edge;
-      position += bits;
       if (links) {
         links[this.done + i] = (k0 - 1) | ((k1 - 1) << 4) | ((k2 - 1) << 8) | ((k3 - 1) << 12) | (e << 16);
       }
     }
-    coder.count = symbol;
-    coder.at = at;
-    coder.position = position;
     this.leaf = leaf;
     this.leafDone = leafDone;
   }
-}
-
-/**
- * Plain bits of a position, from how many 1/1024 octaves the leaf is larger than the step.
- * @param {number} want
- */
-function bitsOf(want) {
-  const bits = Math.ceil(want / 1024);
-  return bits < 0 ? 0 : bits > 30 ? 30 : bits;
 }
 
 /** Decodes the SHC chunks of a tile, block by block, with the `links` of its TILE chunk. */
@@ -683,10 +571,8 @@ export class LayerDecoder {
 
   /** @param {Uint8Array} bytes the chunk */
   start(bytes) {
-    if (bytes.length < LAYER_HEAD_BYTES) throw new SplcError("truncated", "the header is cut off", bytes.length);
-    checkTools(bytes);
-    const length = new DataView(bytes.buffer, bytes.byteOffset, bytes.length).getUint32(4, true);
-    this.coder.start(bytes, LAYER_HEAD_BYTES, length, bytes[0]);
+    const { length, logStates } = parseLayerHead(bytes);
+    this.coder.start(bytes, LAYER_HEAD_BYTES, length, logStates);
     this.values.fill(0, 0, this.width * WINDOW);
     this.magnitudes.fill(0, 0, this.width * WINDOW);
     this.done = 0;
@@ -719,10 +605,6 @@ export class LayerDecoder {
     const { first, starts, maps, bases, modes, bias, shCoefficients } = this.parameters;
     const { values, magnitudes, coder, width, done } = this;
     const firstStream = this.first;
-    const { states, words, raw, mask, numWords, rawBits } = coder;
-    let symbol = coder.count;
-    let at = coder.at;
-    let position = coder.position;
     for (let i = 0; i < size; i++) {
       const link = links[done + i];
       const out = width * (WINDOW + i);
@@ -749,33 +631,7 @@ export class LayerDecoder {
         own = (own | ((255 - own) >> 31)) & 255;
         const mode = modes[s];
         const cell = bases[16 * s + e] + NEAR_CELLS[mode + near] + OWN_CELLS[mode + own];
-        let x = states[symbol & mask];
-        const slot = x & 4095;
-        const table = maps[cell];
-        let r = first[(table << 7) + (slot >> BUCKET_BITS)];
-        let entry = (table << 8) + r;
-        let start = starts[entry];
-        let end = starts[entry + 1];
-        while (slot >= end) {
-          r++;
-          start = end;
-          end = starts[++entry + 1];
-        }
-        x = (Math.imul(end - start, x >>> 12) + slot - start) | 0;
-        const need = ((x >>> 16) - 1) >> 31;
-        states[symbol & mask] = (x << (need & 16)) | (words[at] & need);
-        at -= need;
-        symbol++;
-        if (r >= 16) {
-          const bits = ((r - 16) >> 2) + 2;
-          const byte = position >>> 3;
-          const shift = position & 7;
-          const word = (raw[byte] << 24) | (raw[byte + 1] << 16) | (raw[byte + 2] << 8) | raw[byte + 3];
-          const rest = ((word << shift) | (raw[byte + 4] >> (8 - shift))) >>> (32 - bits);
-          position += bits;
-          r = ((4 + (r & 3)) << bits) | rest;
-        }
-        r = (r >>> 1) ^ -(r & 1);
+        let r = coder.value(first, starts, maps[cell]);
         if (r > most) r = most;
         else if (r < -most) r = -most;
         r <<= e;
@@ -785,10 +641,7 @@ export class LayerDecoder {
         m1 = (r ^ (r >> 31)) - (r >> 31);
         magnitudes[out + w] = m1;
       }
-      if (at > numWords || position > rawBits) coder.check();
+      coder.check();
     }
-    coder.count = symbol;
-    coder.at = at;
-    coder.position = position;
   }
 }
