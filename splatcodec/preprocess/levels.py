@@ -21,7 +21,7 @@ from ..render.rendering import Rendering
 
 __all__ = ["best_look", "display_ranks", "level_shares", "scaled", "thumbnail_count"]
 
-_ROUNDS = (0.6, 0.42, 0.3, 0.2, 0.14, 0.1)  # share of the Gaussians left after each
+_ROUNDS = (0.55, 0.35, 0.22, 0.14)  # share of the Gaussians left after each
 _GROW = (0, 140, 270, 440)  # 1/1024 octaves: 1, 1.1, 1.2, 1.35
 _SHRINK = (0, -160, -330, -530)  # of a thumbnail: 1, 0.9, 0.8, 0.7
 _GAIN = (1024, 1331)
@@ -50,7 +50,9 @@ def thumbnail_count(count: int, sh_degree: int) -> int:
     wanted = (0.03 if sh_degree else 0.04) * count
     most = 12_000
     # Above the most, another one for every 50 wanted: each tile needs a few.
-    return int(wanted if wanted <= most else most + (wanted - most) * 0.02)
+    wanted = wanted if wanted <= most else most + (wanted - most) * 0.02
+    # In steps of a tenth, so that trials with a few Gaussians more or less share one thumbnail.
+    return int(1.1 ** round(np.log(wanted) / np.log(1.1)))
 
 
 def display_ranks(gaussians: Gaussians, measured: Contributions, cameras: Sequence[Camera]) -> npt.NDArray[np.int64]:

@@ -24,16 +24,33 @@ def default_num_threads() -> int:
     return max(1, os.cpu_count() or 1)
 
 
+_helpers: dict[int, ThreadPoolExecutor] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.clear)  # threads do not survive a fork
+
+
 def run_threaded(task: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], num_threads: int) -> None:
     """Call `task(*args)` for every tuple of arguments, on up to `num_threads` threads; the order is not defined.
 
     Kernels release the GIL, so plain threads use all cores, and unlike a numba thread pool they may be used from
-    several threads at once and after a fork.
+    several threads at once and after a fork. The threads are kept: a scene is drawn in thousands of short calls. A
+    task must not call this function itself.
     """
     if num_threads <= 1 or len(arguments) <= 1:
         for args in arguments:
             task(*args)
         return
-    with ThreadPoolExecutor(min(num_threads, len(arguments))) as pool:
-        for future in [pool.submit(task, *args) for args in arguments]:
+    count = num_threads - 1
+    helpers = _helpers.get(count) or _helpers.setdefault(count, ThreadPoolExecutor(count, "splatcodec-render"))
+    pending = iter(arguments)  # shared: each tuple goes to the thread that asks first
+
+    def work() -> None:
+        for args in pending:
+            task(*args)
+
+    futures = [helpers.submit(work) for _ in range(min(count, len(arguments) - 1))]
+    try:
+        work()
+    finally:
+        for future in futures:
             future.result()

@@ -388,7 +388,7 @@ def encode_lossy(
 def _level_plan(gaussians: Gaussians, measured: Contributions, cameras: list[Camera], effort: int) -> LevelPlan:
     """Order of display and thumbnail, from some of the importance views."""
     n = gaussians.num_gaussians
-    views = 0 if effort <= 2 else 8 if n > _LARGE_SCENE else 24
+    views = 0 if effort <= 2 else 6 if n > _LARGE_SCENE else 16
     ranks = display_ranks(gaussians, measured, cameras[:: max(1, len(cameras) // views)][:views] if views else [])
     look_cameras = encoder_cameras(gaussians, num_views=4 if n > _LARGE_SCENE else 6, size_px=192, seed=_LOOK_SEED)
     originals = [render(gaussians, camera) for camera in look_cameras]
