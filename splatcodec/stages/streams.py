@@ -385,8 +385,8 @@ def decode_rows(
             e = c
             if first == 0:
                 e = zero if s < 2 else (g if s < 9 else c)
-            prediction = np.int64(np.floor(total[s] * (1.0 / (1 << COEFFICIENT_BITS))))
-            prediction = min(max(prediction, -VALUE_LIMIT), VALUE_LIMIT)
+            scaled = np.floor(total[s] * (1.0 / (1 << COEFFICIENT_BITS)))
+            prediction = np.int64(min(max(scaled, -float(VALUE_LIMIT)), float(VALUE_LIMIT)))
             own = zero
             if own_terms[s] > 0:
                 own = np.int64(own_magnitudes[s - 1])
