@@ -213,13 +213,19 @@ def _unit_steps(scene: Gaussians, shown: Contributions) -> Steps:
     )
 
 
-def reduced(gaussians: Gaussians, options: WriteOptions, max_sh_degree: int = 3) -> tuple[Gaussians, list[str]]:
+def reduced(
+    gaussians: Gaussians,
+    options: WriteOptions,
+    max_sh_degree: int = 3,
+    copy: Callable[[Gaussians], Gaussians] | None = None,
+) -> tuple[Gaussians, list[str]]:
     """For formats of fixed precision: fewer harmonics and Gaussians, as far as the quality lets them go.
 
     Args:
         gaussians: any scene.
         options: without a quality only what cannot be drawn goes.
         max_sh_degree: what the format holds; the rest is not counted as an error.
+        copy: what a reader makes of a scene that was written as it is, in any order; None if that is nearly the same.
 
     Returns:
         (scene, losses): what to write, and what was left out, for people.
@@ -229,15 +235,21 @@ def reduced(gaussians: Gaussians, options: WriteOptions, max_sh_degree: int = 3)
     if options.quality is None or not len(scene):
         return scene, []
     judge = Judge(scene, options)
+    wanted_db = judge.wanted_db
+    if copy is not None:
+        # Rounding has its share of the error, whatever is left out; at least an eighth is for that.
+        error = 10 ** (-wanted_db / 10)
+        error = max(error - 10 ** (-judge.psnr_db(copy(scene)) / 10), error / 8)
+        wanted_db = -10 * math.log10(error)
     losses = []
     held = scene
     for degree in range(scene.sh_degree):
-        copy = scene.with_sh_degree(degree)
-        if judge.psnr_db(copy) >= judge.wanted_db + _BAND_MARGIN_DB:
-            held = copy
+        fewer = scene.with_sh_degree(degree)
+        if judge.psnr_db(fewer) >= wanted_db + _BAND_MARGIN_DB:
+            held = fewer
             losses.append(f"harmonics above degree {degree} left out, as quality {options.quality:g} allows")
             break
-    slope, _ = judge.slope(lambda slope: held.selected(judge.kept(slope)))
+    slope, _ = judge.slope(lambda slope: held.selected(judge.kept(slope)), wanted_db)
     kept = judge.kept(slope)
     if not kept.all():
         count = int((~kept).sum())

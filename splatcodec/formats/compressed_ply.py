@@ -7,6 +7,7 @@ playcanvas/splat-transform `compressed-chunk.ts` and `decompress-ply.ts`, playca
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -44,7 +45,7 @@ from .ply import (
     sniff_header,
 )
 
-__all__ = ["CHUNK_GAUSSIANS", "FORMAT", "read", "write"]
+__all__ = ["CHUNK_GAUSSIANS", "FORMAT", "read", "read_stream", "write"]
 
 CHUNK_GAUSSIANS = 256
 _AXES = "xyz"
@@ -148,55 +149,58 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         LimitExceededError: more than `limits` allows.
     """
     with open_for_reading(path) as handle:
-        header = read_header(handle, limits)
-        chunk, vertex, num_sh = _check_elements(header, limits, file_size(handle))
-        count = vertex.count
-        order = header.byte_order
-        chunk_rows = [np.array(block) for _, block in read_blocks(handle, chunk.row_dtype(order), chunk.count)]
-        table = np.concatenate(chunk_rows) if chunk_rows else np.empty(0, chunk.row_dtype(order))
-        ranges = _chunk_ranges(table)
+        return read_stream(handle, limits)
 
-        means, scales = (np.empty((count, 3), np.float32) for _ in range(2))
-        quats = np.empty((count, 4), np.float32)
-        sh0 = np.empty((count, 1, 3), np.float32)
-        opacities = np.empty(count, np.float32)
-        extras = {prop.name: np.empty(count, prop.dtype) for prop in vertex.properties if prop.name not in _PACKED}
-        for rows, block in read_blocks(handle, vertex.row_dtype(order), count, chunk="vertex"):
-            position, rotation, scale, colour = (block[name].astype(np.uint32) for name in _PACKED)
-            of_chunk = np.arange(rows.start, rows.stop) // CHUNK_GAUSSIANS
-            with np.errstate(over="ignore", invalid="ignore"):
-                for out, words, fields, (low, extent) in (
-                    (means[rows], position, _XYZ_FIELDS, ranges[0]),
-                    (scales[rows], scale, _XYZ_FIELDS, ranges[1]),
-                    (sh0[rows, 0], colour, _RGB_FIELDS, ranges[2]),
-                ):
-                    np.multiply(_unorm(words, fields), extent[of_chunk], out=out)
-                    out += low[of_chunk]
-                sh0[rows] = (sh0[rows] - np.float32(0.5)) / np.float32(SH_C0)
-            kept = _unorm(rotation, ((20, 10), (10, 10), (0, 10)))
-            kept -= np.float32(0.5)
-            kept *= np.float32(np.sqrt(2))
-            quats_of_smallest_three(rotation >> np.uint32(30), kept, quats[rows])
-            for name, values in extras.items():
-                values[rows] = block[name]
-            opacities[rows] = logits_of_alpha_bytes((colour & np.uint32(255)).astype(np.uint8))
 
-        shN = None
-        if num_sh:
-            per_channel = num_sh // 3
-            num_rest = min(per_channel, MAX_SH_REST)
-            columns = [
-                header.elements[2].names.index(f"f_rest_{c * per_channel + k}")
-                for k in range(num_rest)
-                for c in range(3)
-            ]
-            shN = np.empty((count, num_rest, 3), np.float32)
-            flat = shN.reshape(count, 3 * num_rest)
-            sh_table = _sh_table()
-            for rows, block in read_blocks(handle, np.dtype(("u1", (num_sh,))), count, chunk="sh"):
-                flat[rows] = sh_table[block[:, columns]]
-            if per_channel > MAX_SH_REST:
-                warn_degree_4(count)
+def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
+    """`read` for an open file, also one in memory."""
+    header = read_header(handle, limits)
+    chunk, vertex, num_sh = _check_elements(header, limits, file_size(handle))
+    count = vertex.count
+    order = header.byte_order
+    chunk_rows = [np.array(block) for _, block in read_blocks(handle, chunk.row_dtype(order), chunk.count)]
+    table = np.concatenate(chunk_rows) if chunk_rows else np.empty(0, chunk.row_dtype(order))
+    ranges = _chunk_ranges(table)
+
+    means, scales = (np.empty((count, 3), np.float32) for _ in range(2))
+    quats = np.empty((count, 4), np.float32)
+    sh0 = np.empty((count, 1, 3), np.float32)
+    opacities = np.empty(count, np.float32)
+    extras = {prop.name: np.empty(count, prop.dtype) for prop in vertex.properties if prop.name not in _PACKED}
+    for rows, block in read_blocks(handle, vertex.row_dtype(order), count, chunk="vertex"):
+        position, rotation, scale, colour = (block[name].astype(np.uint32) for name in _PACKED)
+        of_chunk = np.arange(rows.start, rows.stop) // CHUNK_GAUSSIANS
+        with np.errstate(over="ignore", invalid="ignore"):
+            for out, words, fields, (low, extent) in (
+                (means[rows], position, _XYZ_FIELDS, ranges[0]),
+                (scales[rows], scale, _XYZ_FIELDS, ranges[1]),
+                (sh0[rows, 0], colour, _RGB_FIELDS, ranges[2]),
+            ):
+                np.multiply(_unorm(words, fields), extent[of_chunk], out=out)
+                out += low[of_chunk]
+            sh0[rows] = (sh0[rows] - np.float32(0.5)) / np.float32(SH_C0)
+        kept = _unorm(rotation, ((20, 10), (10, 10), (0, 10)))
+        kept -= np.float32(0.5)
+        kept *= np.float32(np.sqrt(2))
+        quats_of_smallest_three(rotation >> np.uint32(30), kept, quats[rows])
+        for name, values in extras.items():
+            values[rows] = block[name]
+        opacities[rows] = logits_of_alpha_bytes((colour & np.uint32(255)).astype(np.uint8))
+
+    shN = None
+    if num_sh:
+        per_channel = num_sh // 3
+        num_rest = min(per_channel, MAX_SH_REST)
+        columns = [
+            header.elements[2].names.index(f"f_rest_{c * per_channel + k}") for k in range(num_rest) for c in range(3)
+        ]
+        shN = np.empty((count, num_rest, 3), np.float32)
+        flat = shN.reshape(count, 3 * num_rest)
+        sh_table = _sh_table()
+        for rows, block in read_blocks(handle, np.dtype(("u1", (num_sh,))), count, chunk="sh"):
+            flat[rows] = sh_table[block[:, columns]]
+        if per_channel > MAX_SH_REST:
+            warn_degree_4(count)
     return Gaussians(
         means=means,
         quats=quats,
@@ -268,7 +272,20 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
     Raises:
         ParameterError: a chunk is wider than float32 can say.
     """
-    scene, lost = reduced(gaussians, options)
+    scene, lost = reduced(gaussians, options, copy=_copy)
+    _write(scene, file)
+    return lost
+
+
+def _copy(scene: Gaussians) -> Gaussians:
+    """What a reader makes of `scene`."""
+    file = io.BytesIO()
+    _write(scene, file)
+    file.seek(0)
+    return read_stream(file)
+
+
+def _write(scene: Gaussians, file: BinaryIO) -> None:
     scene = _chunked(scene)
     ranges, words = zip(
         _pack(scene.means, _XYZ_FIELDS),
@@ -295,7 +312,6 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
     file.write("\n".join([*lines, "end_header\n"]).encode("utf-8", "replace"))
     for array in (chunks.astype("<f4"), packed.astype("<u4"), sh):
         file.write(array.tobytes())
-    return lost
 
 
 def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:

@@ -8,6 +8,7 @@ Facts: mkkellogg/GaussianSplats3D `SplatBuffer.js`.
 
 from __future__ import annotations
 
+import io
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from ._quality import reduced
 from ._records import file_size, read_blocks
 from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
 
-__all__ = ["FORMAT", "read", "write"]
+__all__ = ["FORMAT", "read", "read_stream", "write"]
 
 _HEADER_BYTES = 4096
 _SECTION_BYTES = 1024
@@ -205,43 +206,48 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         LimitExceededError: more than `limits` allows.
     """
     with open_for_reading(path) as handle:
-        header, sections = _read_sections(handle, limits)
-        count, level = header.count, header.level
-        degree = max((section.sh_degree for section in sections), default=0)
-        means, scales = (np.empty((count, 3), np.float32) for _ in range(2))
-        quats = np.empty((count, 4), np.float32)
-        opacities = np.empty(count, np.float32)
-        sh0 = np.empty((count, 1, 3), np.float32)
-        shN = np.zeros((count, num_sh_coefficients(degree) - 1, 3), np.float32)
-        sh0_table = (np.arange(256) / 255 - 0.5) / SH_C0
-        low, high = header.sh_range
-        with np.errstate(over="ignore"):
-            sh_table = (low + np.arange(256) / 255 * (high - low)).astype(np.float32)
-        first = 0
-        for index, section in enumerate(sections):
-            name = f"section {index}"
-            centers = _bucket_centers(handle, section, name) if level else None
-            columns = _sh_columns(section.sh_degree)
-            handle.seek(section.records_start())
-            for here, block in read_blocks(handle, _record(level, section.sh_degree), section.count, chunk=name):
-                rows = slice(first + here.start, first + here.stop)
-                if centers is None:
-                    means[rows] = block["mean"]
-                else:
-                    step = np.float32(section.block_size / 2 / section.offset_range)
-                    with np.errstate(over="ignore", invalid="ignore"):
-                        offsets = block["mean"].astype(np.float32) - np.float32(section.offset_range)
-                        means[rows] = offsets * step + centers[here]
-                # A scale of zero is a flat Gaussian (-inf); a negative one is nonsense and becomes NaN for `cleaned`.
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    scales[rows] = np.log(block["scale"].astype(np.float32))
-                quats[rows] = block["quat"]
-                sh0[rows, 0] = lookup(block["rgba"][:, :3], sh0_table)
-                opacities[rows] = logits_of_alpha_bytes(block["rgba"][:, 3])
-                if columns:
-                    values = block["sh"][:, columns].reshape(len(block), -1, 3)
-                    shN[rows, : values.shape[1]] = lookup(values, sh_table) if level == 2 else values
-            first += section.count
+        return read_stream(handle, limits)
+
+
+def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
+    """`read` for an open file, also one in memory."""
+    header, sections = _read_sections(handle, limits)
+    count, level = header.count, header.level
+    degree = max((section.sh_degree for section in sections), default=0)
+    means, scales = (np.empty((count, 3), np.float32) for _ in range(2))
+    quats = np.empty((count, 4), np.float32)
+    opacities = np.empty(count, np.float32)
+    sh0 = np.empty((count, 1, 3), np.float32)
+    shN = np.zeros((count, num_sh_coefficients(degree) - 1, 3), np.float32)
+    sh0_table = (np.arange(256) / 255 - 0.5) / SH_C0
+    low, high = header.sh_range
+    with np.errstate(over="ignore"):
+        sh_table = (low + np.arange(256) / 255 * (high - low)).astype(np.float32)
+    first = 0
+    for index, section in enumerate(sections):
+        name = f"section {index}"
+        centers = _bucket_centers(handle, section, name) if level else None
+        columns = _sh_columns(section.sh_degree)
+        handle.seek(section.records_start())
+        for here, block in read_blocks(handle, _record(level, section.sh_degree), section.count, chunk=name):
+            rows = slice(first + here.start, first + here.stop)
+            if centers is None:
+                means[rows] = block["mean"]
+            else:
+                step = np.float32(section.block_size / 2 / section.offset_range)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    offsets = block["mean"].astype(np.float32) - np.float32(section.offset_range)
+                    means[rows] = offsets * step + centers[here]
+            # A scale of zero is a flat Gaussian (-inf); a negative one is nonsense and becomes NaN for `cleaned`.
+            with np.errstate(divide="ignore", invalid="ignore"):
+                scales[rows] = np.log(block["scale"].astype(np.float32))
+            quats[rows] = block["quat"]
+            sh0[rows, 0] = lookup(block["rgba"][:, :3], sh0_table)
+            opacities[rows] = logits_of_alpha_bytes(block["rgba"][:, 3])
+            if columns:
+                values = block["sh"][:, columns].reshape(len(block), -1, 3)
+                shN[rows, : values.shape[1]] = lookup(values, sh_table) if level == 2 else values
+        first += section.count
     return Gaussians(
         means=means,
         quats=quats,
@@ -329,7 +335,20 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
         ParameterError: positions are further apart than float32 can say.
     """
     level = _level(options)
-    scene, lost = reduced(gaussians, options, _MAX_SH_DEGREE)
+    scene, lost = reduced(gaussians, options, _MAX_SH_DEGREE, lambda scene: _copy(scene, level))
+    _write(scene, file, level)
+    return lost
+
+
+def _copy(scene: Gaussians, level: int) -> Gaussians:
+    """What a reader makes of `scene`."""
+    file = io.BytesIO()
+    _write(scene, file, level)
+    file.seek(0)
+    return read_stream(file)
+
+
+def _write(scene: Gaussians, file: BinaryIO, level: int) -> None:
     centers = np.empty((0, 3), np.float32)
     lengths = np.empty(0, np.int64)
     block_size, offset_range = 5.0, 1
@@ -378,7 +397,6 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
             else:
                 block["sh"] = np.clip(values, -largest, largest)
         file.write(block.view(np.uint8).data)
-    return lost
 
 
 def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:

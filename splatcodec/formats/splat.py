@@ -6,6 +6,7 @@ display colour), quaternion w, x, y, z (bytes, 128 + 128 q). Facts: antimatter15
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +23,7 @@ from ._quality import reduced
 from ._records import file_size, read_blocks
 from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
 
-__all__ = ["FORMAT", "read", "write"]
+__all__ = ["FORMAT", "read", "read_stream", "write"]
 
 _RECORD = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("quat", "u1", 4)])
 _HALF_BYTE = 0.5 / 255
@@ -38,31 +39,36 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         LimitExceededError: more Gaussians than `limits` allows.
     """
     with open_for_reading(path) as handle:
-        size_bytes = file_size(handle)
-        count, rest = divmod(size_bytes, _RECORD.itemsize)
-        if rest or not count:
-            raise TruncatedError(
-                f"{size_bytes} bytes are not a whole number of records of {_RECORD.itemsize} bytes",
-                offset=size_bytes - rest,
-            )
-        limits.check_gaussians(count)
-        limits.check_bytes(count * 14 * 4, "the scene")
-        means = np.empty((count, 3), np.float32)
-        scales = np.empty((count, 3), np.float32)
-        quats = np.empty((count, 4), np.float32)
-        opacities = np.empty(count, np.float32)
-        sh0 = np.empty((count, 1, 3), np.float32)
-        sh0_table = ((np.arange(256) / 255 - 0.5) / SH_C0).astype(np.float32)
-        quat_table = ((np.arange(256) - 128) / 128).astype(np.float32)
-        for rows, block in read_blocks(handle, _RECORD, count):
-            means[rows] = block["mean"]
-            # A scale of zero is a flat Gaussian (-inf); a negative one is nonsense and becomes NaN for `cleaned`.
-            with np.errstate(divide="ignore", invalid="ignore"):
-                np.log(block["scale"], out=scales[rows])
-            rgba = block["rgba"]
-            sh0[rows, 0] = sh0_table[rgba[:, :3]]
-            opacities[rows] = logits_of_alpha_bytes(rgba[:, 3])
-            quats[rows] = quat_table[block["quat"]]
+        return read_stream(handle, limits)
+
+
+def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
+    """`read` for an open file, also one in memory."""
+    size_bytes = file_size(handle)
+    count, rest = divmod(size_bytes, _RECORD.itemsize)
+    if rest or not count:
+        raise TruncatedError(
+            f"{size_bytes} bytes are not a whole number of records of {_RECORD.itemsize} bytes",
+            offset=size_bytes - rest,
+        )
+    limits.check_gaussians(count)
+    limits.check_bytes(count * 14 * 4, "the scene")
+    means = np.empty((count, 3), np.float32)
+    scales = np.empty((count, 3), np.float32)
+    quats = np.empty((count, 4), np.float32)
+    opacities = np.empty(count, np.float32)
+    sh0 = np.empty((count, 1, 3), np.float32)
+    sh0_table = ((np.arange(256) / 255 - 0.5) / SH_C0).astype(np.float32)
+    quat_table = ((np.arange(256) - 128) / 128).astype(np.float32)
+    for rows, block in read_blocks(handle, _RECORD, count):
+        means[rows] = block["mean"]
+        # A scale of zero is a flat Gaussian (-inf); a negative one is nonsense and becomes NaN for `cleaned`.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            np.log(block["scale"], out=scales[rows])
+        rgba = block["rgba"]
+        sh0[rows, 0] = sh0_table[rgba[:, :3]]
+        opacities[rows] = logits_of_alpha_bytes(rgba[:, 3])
+        quats[rows] = quat_table[block["quat"]]
     return Gaussians(means=means, quats=quats, scales=scales, opacities=opacities, sh0=sh0)
 
 
@@ -75,9 +81,22 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
     Raises:
         ParameterError: the scene is empty.
     """
-    scene, lost = reduced(gaussians, options, max_sh_degree=0)
+    scene, lost = reduced(gaussians, options, 0, _copy)
     if not len(scene):
         raise ParameterError(".splat cannot hold an empty scene")
+    _write(scene, file)
+    return lost
+
+
+def _copy(scene: Gaussians) -> Gaussians:
+    """What a reader makes of `scene`."""
+    file = io.BytesIO()
+    _write(scene, file)
+    file.seek(0)
+    return read_stream(file)
+
+
+def _write(scene: Gaussians, file: BinaryIO) -> None:
     scene = scene.selected(_display_order(scene))
     colours = rounded(scene.sh0[:, 0], 255 * SH_C0, 127.5, 0, 255, np.uint8)
     alphas = alpha_bytes(scene.opacities)
@@ -92,7 +111,6 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
         top = np.take_along_axis(quats, np.abs(quats).argmax(axis=1)[:, None], axis=1)
         block["quat"] = np.rint(quats * np.where(top > 0, np.float32(-128), np.float32(128)) + 128)
         file.write(block.view(np.uint8).data)
-    return lost
 
 
 def _display_order(scene: Gaussians) -> npt.NDArray[np.intp]:

@@ -512,8 +512,8 @@ def _fractional_bits(gaussians: Gaussians, wanted: int = _USUAL_FRACTIONAL_BITS)
 
 def _precision_of(scene: Gaussians, steps: Steps, version: int) -> _Precision:
     """The coarsest codes whose steps are no larger than `steps`."""
-    # One Gaussian in twenty may be rounded coarser than asked for, so that a few do not cost bits for all.
-    finest = float(np.quantile(steps.position, 0.05)) if len(scene) else 1.0
+    # One Gaussian in a hundred may be rounded coarser than asked for, so that a few do not cost bits for all.
+    finest = float(np.quantile(steps.position, 0.01)) if len(scene) else 1.0
     bits = int(np.clip(np.ceil(-np.log2(max(finest, 1e-9))), 0, _MAX_WRITTEN_FRACTIONAL_BITS))
     bits = _fractional_bits(scene, bits)
     units = {
