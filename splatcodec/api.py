@@ -159,7 +159,8 @@ def compress(
     """Compress a scene to the bytes of a `.splc` file.
 
     Args:
-        source: Gaussians, or a path to read. Only a path to a PLY keeps the file's own header and column order.
+        source: Gaussians, or a path to read. Only a path keeps what a file has beside its Gaussians: a PLY's header and
+            column order, the integers of other formats.
         lossless: every float bit-identical. Otherwise `lossy` says how good.
         reorder: lossless only: let the Gaussians come back in another order, for fewer bytes.
         extras: keep side arrays (lossless in both modes).
@@ -284,9 +285,20 @@ def _compress_lossless(
     progress: Progress | None,
 ) -> tuple[list[Chunk], list[Feature], int]:
     from .static.lossless import encode_table, table_of_source
+    from .static.native import FEATURE, take_apart
 
-    table, source_bytes, notes = table_of_source(source, extras, limits)
-    count = len(next(iter(table.columns.values()))) if table.columns else 0
+    notes: list[str] = []
+    native = None if isinstance(source, Gaussians) else take_apart(source, limits, notes)
+    if native is not None:
+        assert not isinstance(source, Gaussians)
+        count, source_bytes = len(native.scene), os.path.getsize(source)
+        if reorder:
+            native.reorder()
+        notes += native.notes
+    else:
+        table, source_bytes, more = table_of_source(source, extras, limits)
+        count = len(next(iter(table.columns.values()))) if table.columns else 0
+        notes += more
     report.num_gaussians = report.num_coded = count
     report.input_bytes = source_bytes
     report.lossless = True
@@ -299,6 +311,11 @@ def _compress_lossless(
                 "size_bytes": source_bytes,
                 "sha256": _sha256(file),
             }
+    if native is not None:
+        if native.content_sha256 is not None:
+            metadata["source"]["content_sha256"] = native.content_sha256
+        chunks = [_meta_chunk(metadata), *native.chunks(threads, progress)]
+        return chunks, [Feature("lossless-1"), Feature(FEATURE)], count
     chunks = encode_table(table, reorder=reorder, threads=threads, progress=progress)
     return [_meta_chunk(metadata), *chunks], [Feature("lossless-1")], count
 
@@ -414,9 +431,10 @@ class Scene:
         if self.lossless:
             if not selection.everything or keep_going or sh_layers is not None:
                 raise ParameterError("a lossless file has no levels or tiles to choose from", file=self.container.name)
-            from .static import lossless
+            from .static import lossless, native
 
-            gaussians = lossless.decode_gaussians(self.container, self.metadata, self.limits, threads, progress)
+            coder = native if self.container.has_feature(native.FEATURE) else lossless
+            gaussians = coder.decode_gaussians(self.container, self.metadata, self.limits, threads, progress)
         else:
             if not self.container.has_feature("lossy-1"):
                 raise FormatError("the file holds no scene", file=self.container.name)
@@ -481,15 +499,16 @@ def decompress_file(
 ) -> dict[str, Any]:
     """Decode a `.splc` file into a file of another format, usually PLY.
 
-    A lossless file made from a PLY gives that PLY back, header and column order included.
+    A lossless file made from a PLY gives that PLY back, header and column order included; one made from a file that was
+    recompressed in its own integers (SPZ, .splat ...) gives that file back, if the same format is asked for.
 
     Args:
         part: what of it, as for `Scene.read`.
 
     Returns:
-        Facts: num_gaussians (written), size_bytes, lossless; for a lossless PLY `identical` (the same sha256 as the
-        source, or None where the source's is not known) and `differs`, a list of what does; for other formats `losses`
-        (see `write`).
+        Facts: num_gaussians (written), size_bytes, lossless; for the format of a lossless file's source `identical`
+        (the same sha256, or None where the source's is not known) and `differs`, a list of what does, and but for PLY
+        `identical_content` (the same once uncompressed); for other formats `losses` (see `write`).
     """
     if not overwrite and os.path.lexists(path):
         raise ParameterError("the file exists", file=os.fspath(path), hint="--overwrite replaces it")
@@ -497,19 +516,28 @@ def decompress_file(
     with open(source, limits=limits) as scene:
         facts["num_gaussians"] = scene.num_gaussians
         facts["lossless"] = scene.lossless
-        to_ply = format == "ply" or (format is None and os.fspath(path).lower().endswith(".ply"))
-        if scene.lossless and to_ply and not any(part.values()):
-            from .static import lossless
-
-            facts.update(
-                lossless.write_ply(scene.container, scene.metadata, path, overwrite, limits, threads, progress)
-            )
+        original = _original_writer(scene, path, format)
+        if original is not None and not any(part.values()):
+            facts.update(original(scene.container, scene.metadata, path, overwrite, limits, threads, progress))
         else:
             gaussians = scene.read(threads=threads, progress=progress, **part)
             facts["num_gaussians"] = gaussians.num_gaussians
             facts["losses"] = write(gaussians, path, format=format, overwrite=overwrite)
     facts["size_bytes"] = os.path.getsize(path) if os.path.isfile(path) else 0
     return facts
+
+
+def _original_writer(scene: Scene, path: PathLike, format: str | None) -> Callable[..., dict[str, Any]] | None:
+    """What writes the file that a lossless scene was made from, if that is what `path` and `format` ask for."""
+    from .formats import format_of_target
+    from .static import lossless, native
+
+    if not scene.lossless:
+        return None
+    wanted = format or format_of_target(path)
+    if scene.container.has_feature(native.FEATURE):
+        return native.write_file if native.format_name(scene.container) == wanted else None
+    return lossless.write_ply if wanted == "ply" else None
 
 
 def verify(

@@ -41,8 +41,8 @@ HEADER_BYTES = 40
 MAX_TOC_BYTES = 1 << 26
 _MIN_ENTRY_BYTES = 13
 _MAX_FEATURES = 256
-KNOWN_FEATURES = frozenset({"lossy-1", "lossless-1", "extras-1", "mixing-1"})
-KNOWN_CHUNKS = frozenset({"META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "COLD", "COLS"})
+KNOWN_FEATURES = frozenset({"lossy-1", "lossless-1", "extras-1", "mixing-1", "native-1"})
+KNOWN_CHUNKS = frozenset({"META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "NATV", "COLD", "COLS"})
 _NUMBERED = frozenset({"TILE", "SHC1", "SHC2", "SHC3", "COLS"})
 
 

@@ -63,6 +63,12 @@ def _of_suffix(path: Path) -> tuple[Format, str] | None:
     return max(ends, key=lambda end: len(end[1]), default=None)
 
 
+def format_of_target(path: PathLike) -> str | None:
+    """Name of the format that `write` would choose for a file by its suffix, or None."""
+    named = _of_suffix(_as_path(path))
+    return None if named is None else named[0].name
+
+
 def _as_path(path: PathLike) -> Path:
     try:
         return Path(path)

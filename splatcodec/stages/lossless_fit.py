@@ -102,7 +102,7 @@ def fit_plan(
         threads: sampled blocks coded at a time.
     """
     num_rows = sum(counts)
-    spatial = all(any(s.name == name and s.is_float for s in specs) for name in POSITION_NAMES)
+    spatial = all(any(s.name == name for s in specs) for name in POSITION_NAMES)
     order = _coding_order(specs, spatial)
     columns, dictionaries = _choose_modes(specs, arrays, order, num_rows)
     plan = Plan(specs, spatial, False, tuple(columns), tuple(dictionaries))

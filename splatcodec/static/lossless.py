@@ -27,12 +27,15 @@ from ..stages.lossless import block_counts, decode_columns, encode_columns, spat
 from .decoder import check_counts
 
 __all__ = [
+    "HashingFile",
+    "column_chunks",
     "decode_extras",
     "decode_gaussians",
     "decode_table",
     "encode_extras",
     "encode_table",
     "extras_layout",
+    "read_columns",
     "table_of_source",
     "write_ply",
 ]
@@ -82,13 +85,14 @@ def encode_table(
     header = table.header.header_bytes
     packed = zlib.compress(header + table.trailing, 9)
     head = write_varint(len(header)) + write_varint(len(table.trailing)) + packed
-    chunks = [Chunk("PLYH", head), *_column_chunks(columns, threads)]
+    chunks = [Chunk("PLYH", head), *column_chunks(columns, threads)]
     if progress:
         progress("lossless", 1.0)
     return chunks
 
 
-def _column_chunks(columns: Columns, threads: int | None) -> list[Chunk]:
+def column_chunks(columns: Columns, threads: int | None) -> list[Chunk]:
+    """The COLD and COLS chunks of columns."""
     description, blocks = encode_columns(columns, threads=threads)
     rows = len(next(iter(columns.values()))) if columns else 0
     chunks = [Chunk("COLD", description)]
@@ -98,7 +102,12 @@ def _column_chunks(columns: Columns, threads: int | None) -> list[Chunk]:
     return chunks
 
 
-def _read_columns(container: Container, limits: Limits, threads: int | None) -> dict[str, npt.NDArray[Any]]:
+def read_columns(container: Container, limits: Limits, threads: int | None) -> dict[str, npt.NDArray[Any]]:
+    """The columns of a file's COLD and COLS chunks.
+
+    Raises:
+        SplatCodecError: they are damaged.
+    """
     cold = container.one("COLD")
     entries = container.of_type("COLS")
     check_counts(container, entries, limits)
@@ -154,7 +163,7 @@ def decode_table(container: Container, limits: Limits = DEFAULT_LIMITS, threads:
         SplatCodecError: the file is damaged.
     """
     header, trailing = _read_head(container, limits)
-    columns = _read_columns(container, limits, threads)
+    columns = read_columns(container, limits, threads)
     vertex = header.element("vertex")
     if vertex is None:
         raise FormatError("the PLY header has no vertices", file=container.name, chunk="PLYH")
@@ -206,7 +215,7 @@ def write_ply(
     """
     table = decode_table(container, limits, threads)
     with atomic_write(path, overwrite) as file:
-        hashed = _Hashing(file)
+        hashed = HashingFile(file)
         ply.write_table(table, hashed)  # type: ignore[arg-type]
     if progress:
         progress("decode", 1.0)
@@ -222,7 +231,7 @@ def write_ply(
     return {"identical": identical, "differs": differs, "sha256": hashed.digest.hexdigest()}
 
 
-class _Hashing:
+class HashingFile:
     """A file that also hashes what is written."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -252,7 +261,7 @@ def encode_extras(extras: Columns, threads: int | None = None) -> list[Chunk]:
             flat = flat.view(np.uint16)
         for k in range(flat.shape[1]):
             columns[f"{name}[{k}]"] = flat[:, k]
-    return _column_chunks(columns, threads)
+    return column_chunks(columns, threads)
 
 
 def decode_extras(
@@ -263,7 +272,7 @@ def decode_extras(
     Raises:
         FormatError: the layout in the metadata does not fit the columns.
     """
-    columns = _read_columns(container, limits, threads)
+    columns = read_columns(container, limits, threads)
     layout = metadata.get("extras")
     extras: dict[str, npt.NDArray[Any]] = {}
     rows = len(next(iter(columns.values()))) if columns else 0
