@@ -20,8 +20,7 @@ const PAGE = 65536;
 const STRIDES = [48, 48, 64, 96];
 const VALUES = [AT.VALUES, AT.VALUES1, AT.VALUES2, AT.VALUES3];
 const ROWS = WINDOW + BLOCK;
-/** Bytes of a leaf, of a cell of the tree, of a cell of a depth. */
-const LEAF_BYTES = 20;
+/** Bytes of a cell of the tree, of a cell of a depth; those are more than the 20 of a leaf. */
 const NODE_BYTES = 8;
 const CELL_BYTES = 28;
 
@@ -204,7 +203,8 @@ export class FastEngine {
    */
   decodeOctree(count, leaves) {
     const { run } = this;
-    const levels = [leaves + LEAF_BYTES * count, leaves + (LEAF_BYTES + CELL_BYTES) * count].map((x) => (x + 7) & -8);
+    // Leaves are written once all depths are done with.
+    const levels = [leaves, (leaves + CELL_BYTES * count + 7) & -8];
     // The cell that does not exist, then all others, breadth first.
     const none = (levels[1] + CELL_BYTES * count + 7) & -8;
     const root = none + NODE_BYTES;

@@ -1,0 +1,148 @@
+// How fast the JavaScript decoder is: node tools/js_bench.mjs FILE.splc... [--runs N] [--json PATH] [--no-browser]
+//
+// Decodes files that are in memory into records and into exact arrays, without and with SH coefficients, with WebAssembly
+// and without, on one thread, nothing drawing: in Node, and in headless Chromium where tests/js has been installed
+// (npm install --prefix tests/js). Prints medians as a table; --json writes all figures.
+
+import { readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
+import { basename, resolve } from "node:path";
+import { fileURLToPath, pathToFileURL } from "node:url";
+
+const ROOT = fileURLToPath(new URL("..", import.meta.url));
+const MODES = [
+  { as: "records", shLayers: 0, plain: false },
+  { as: "records", shLayers: 3, plain: false },
+  { as: "arrays", shLayers: 0, plain: false },
+  { as: "arrays", shLayers: 3, plain: false },
+  { as: "records", shLayers: 0, plain: true },
+  { as: "records", shLayers: 3, plain: true },
+];
+
+/**
+ * Runs in Node and in a page alike. Times are wall clock, in milliseconds: of opening, of the first decoding, of all
+ * others, each long enough for a coarse clock.
+ */
+async function measure({ decoder, url, bytes, mode, runs }) {
+  const { open } = await import(decoder);
+  const { as, shLayers, plain } = mode;
+  const input = bytes ?? (await (await fetch(url)).arrayBuffer());
+  const began = performance.now();
+  const file = await open(input, { plain });
+  const open_ms = performance.now() - began;
+  if (shLayers && !file.shDegree) return null;
+  const decode = async (times) => {
+    let gaussians = 0;
+    const start = performance.now();
+    for (let k = 0; k < times; k++) {
+      for await (const part of file.stream({ as, shLayers, thumbnails: false })) {
+        if (part.arrays ?? part.records) gaussians += part.count;
+      }
+    }
+    const ms = performance.now() - start;
+    return { ms: ms / times, gaussians: gaussians / times };
+  };
+  const first = await decode(1);
+  const times = Math.ceil(40 / Math.max(first.ms, 0.5));
+  const all = [];
+  for (let k = 0; k < runs; k++) all.push((await decode(times)).ms);
+  return { ...mode, gaussians: first.gaussians, sh_degree: file.shDegree, open_ms, first_ms: first.ms, decode_ms: all };
+}
+
+function median(list) {
+  const sorted = [...list].sort((a, b) => a - b);
+  return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
+}
+
+async function inNode(files, runs) {
+  const decoder = pathToFileURL(resolve(ROOT, "splatcodec/player/decoder/index.js")).href;
+  const results = [];
+  for (const path of files) {
+    for (const mode of MODES) {
+      const result = await measure({ decoder, bytes: readFileSync(path), mode, runs });
+      if (result) results.push({ where: `Node ${process.versions.node}`, file: basename(path), ...result });
+    }
+  }
+  return results;
+}
+
+async function inChromium(files, runs) {
+  const { launch } = await import("../tests/js/browser.mjs");
+  const server = createServer((request, response) => {
+    const path = new URL(request.url, "http://localhost").pathname;
+    const file = /^\/file\/(\d+)$/.exec(path);
+    try {
+      const body = path === "/" ? "<!doctype html><title>bench</title>" : readFileSync(file ? files[file[1]] : resolve(ROOT, `.${path}`));
+      const type = path === "/" ? "text/html" : path.endsWith(".js") ? "text/javascript" : "application/octet-stream";
+      response.writeHead(200, { "Content-Type": type }).end(body);
+    } catch {
+      response.writeHead(404).end();
+    }
+  });
+  await new Promise((done) => server.listen(0, "127.0.0.1", done));
+  const base = `http://127.0.0.1:${server.address().port}`;
+  const browser = await launch();
+  const results = [];
+  try {
+    for (let k = 0; k < files.length; k++) {
+      for (const mode of MODES) {
+        // A page of its own, so that nothing is warm.
+        const page = await browser.newPage();
+        await page.goto(`${base}/`);
+        const decoder = `${base}/splatcodec/player/decoder/index.js`;
+        const argument = { decoder, url: `${base}/file/${k}`, mode, runs };
+        const result = await page.evaluate(`(${measure})(${JSON.stringify(argument)})`);
+        await page.close();
+        if (result) results.push({ where: `Chromium ${browser.version()}`, file: basename(files[k]), ...result });
+      }
+    }
+  } finally {
+    await browser.close();
+    server.close();
+  }
+  return results;
+}
+
+function table(results) {
+  const rows = [["where", "file", "Gaussians", "into", "loops", "open ms", "first ms", "median ms", "million Gaussians/s"]];
+  for (const r of results) {
+    const ms = median(r.decode_ms);
+    rows.push([
+      r.where, r.file, String(r.gaussians), `${r.as}, SH ${r.shLayers ? r.sh_degree : 0}`, r.plain ? "JavaScript" : "WebAssembly",
+      r.open_ms.toFixed(1), r.first_ms.toFixed(1), ms.toFixed(1), (r.gaussians / ms / 1000).toFixed(2),
+    ]);
+  }
+  const widths = rows[0].map((_, k) => Math.max(...rows.map((row) => row[k].length)));
+  rows.splice(1, 0, widths.map((width) => "-".repeat(width)));
+  return rows.map((row) => `| ${row.map((cell, k) => cell.padEnd(widths[k])).join(" | ")} |`).join("\n");
+}
+
+const files = [];
+let runs = 9;
+let json = null;
+let browser = true;
+const words = process.argv.slice(2);
+while (words.length) {
+  const word = words.shift();
+  if (word === "--runs") runs = Number(words.shift());
+  else if (word === "--json") json = words.shift();
+  else if (word === "--no-browser") browser = false;
+  else files.push(word);
+}
+if (!files.length || !(runs >= 1)) {
+  console.error("usage: node tools/js_bench.mjs FILE.splc... [--runs N] [--json PATH] [--no-browser]");
+  process.exit(2);
+}
+const results = await inNode(files, runs);
+if (browser) {
+  try {
+    results.push(...(await inChromium(files, runs)));
+  } catch (error) {
+    console.error(`not in Chromium: ${error.message}`);
+  }
+}
+console.log(table(results));
+if (json) {
+  const figures = results.map((r) => ({ ...r, gaussians_per_s: (1000 * r.gaussians) / median(r.decode_ms) }));
+  writeFileSync(json, `${JSON.stringify({ results: figures }, null, 1)}\n`);
+}
