@@ -52,6 +52,7 @@ _PRICE_STEPS = 3
 # Trials of a quality: views unlike those of the measurement, and how PSNR follows the price before two trials tell.
 _CHECK_VIEWS, _CHECK_PX, _CHECK_SEED = 12, 224, 1
 _TRIALS, _NEAR_DB, _DB_PER_OCTAVE = 4, 0.25, 2.7
+_TINY_SCENE = 2048
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,8 @@ def measure(gaussians: Gaussians, tuning: Tuning, threads: int, tell: Tell) -> S
 def _cameras(gaussians: Gaussians) -> list[Any]:
     """Small pictures of many views for small scenes, fewer for large ones, where a view costs time by Gaussian."""
     views = round(40 * min((100_000 / max(len(gaussians), 1)) ** 0.4, 1.5))
+    if len(gaussians) < _TINY_SCENE:
+        views = 24
     return encoder_cameras(gaussians, num_views=max(views, 16), size_px=192)
 
 
