@@ -186,7 +186,8 @@ function writeTables(all) {
 export function makeParameters(rng, degree, wild) {
   const numTables = rng.int(2, 12);
   // Tables 0 and 1 are for classes: what they give stays in range (see below). Others reach further.
-  const all = Array.from({ length: numTables }, (_, t) => weights(rng, t < 2 ? 8 : rng.pick([12, 30, wild ? 128 : 50])));
+  const tokensOf = (t) => (t < 2 ? 8 : rng.pick([12, 30, wild ? 128 : 50]));
+  const all = Array.from({ length: numTables }, (_, t) => weights(rng, tokensOf(t)));
   const numbers = [];
   const matrix = (size) => {
     for (let k = 0; k < size * size; k++) numbers.push([0, rng.int(-2500, 2500)]);
@@ -313,7 +314,8 @@ export function makeFile(seed, filler = 0) {
   const degree = large ? 0 : rng.int(0, 3);
   const { payload, p } = makeParameters(rng, degree, rng.chance(0.3));
   const chunks = [{ type: "PARM", payload }];
-  if (rng.chance(0.3)) chunks.unshift({ type: "META", critical: 0, payload: new TextEncoder().encode('{"up":[0,1,0]}') });
+  const meta = new TextEncoder().encode('{"up":[0,1,0]}');
+  if (rng.chance(0.3)) chunks.unshift({ type: "META", critical: 0, payload: meta });
   if (rng.chance(0.2)) chunks.push({ type: "zzzz", critical: 0, payload: new Uint8Array(rng.int(0, 9)) });
   const numTiles = large ? 1 : rng.int(1, 3);
   const levels = [];

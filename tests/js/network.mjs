@@ -1,4 +1,4 @@
-// Decoding over HTTP: node network.mjs URL [SELECTION]. Prints what came, what the server was asked is its own business.
+// Decoding over HTTP: node network.mjs URL [SELECTION]. Prints what came; what was asked for the server knows.
 
 import { open, SplcError } from "../../splatcodec/player/decoder/index.js";
 import { arraysOf, digest, report } from "./common.mjs";

@@ -1,4 +1,4 @@
-// Whether the player gives what the Python package gives, to the bit: node parity.mjs FOLDER, as test_player.py makes it.
+// Whether the player gives the Python package's bits: node parity.mjs FOLDER, as test_player.py makes it.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";

@@ -24,7 +24,9 @@ function unpack(records, boxes, i) {
   const dot = (p, q) => p[0] * q[0] + p[1] * q[1] + p[2] * q[2];
   const blur2 = box[15];
   const covariance = [dot(x, x) - blur2, dot(x, y), dot(x, z), dot(y, y) - blur2, dot(y, z), dot(z, z) - blur2];
-  return { position, covariance, color, alpha: (d >>> 24) / 255, steps: [stepX, stepY, stepZ], R, w, blur2, sizeStep, shapeStep, colorStep: box.subarray(12, 15) };
+  const steps = [stepX, stepY, stepZ];
+  const colorStep = box.subarray(12, 15);
+  return { position, covariance, color, alpha: (d >>> 24) / 255, steps, R, w, blur2, sizeStep, shapeStep, colorStep };
 }
 
 function unpackSh(sh, words, degree, i) {
@@ -43,7 +45,7 @@ function unpackSh(sh, words, degree, i) {
   return { values, scale };
 }
 
-const seen = { files: 0, gaussians: 0, bytes_without_sh: 0, bytes_with_sh: 0, shape_error: 0, sh_error: 0 };
+const seen = { files: 0, gaussians: 0, record_bytes: 0, box_bytes: 0, sh_bytes: 0, shape_error: 0, sh_error: 0 };
 for (const path of process.argv.slice(2)) {
   const file = await open(readFileSync(path));
   const exact = await file.decode({ parts: file.parts });
@@ -54,11 +56,12 @@ for (const path of process.argv.slice(2)) {
     const { sh } = packed.parts[k];
     assert.equal(records.length, 4 * part.count);
     assert.equal(boxes.length, 16 * Math.ceil(part.count / BLOCK));
-    if (part.count >= BLOCK) seen.bytes_without_sh = Math.max(seen.bytes_without_sh, (records.byteLength + boxes.byteLength) / part.count);
+    seen.record_bytes = Math.max(seen.record_bytes, records.byteLength / part.count);
+    seen.box_bytes = Math.max(seen.box_bytes, boxes.byteLength / Math.ceil(part.count / BLOCK));
     assert.equal(sh === null, part.sh === null);
     if (sh) {
       assert.equal(sh.length, words * part.count);
-      seen.bytes_with_sh = Math.max(seen.bytes_with_sh, (records.byteLength + sh.byteLength) / part.count);
+      seen.sh_bytes = Math.max(seen.sh_bytes, sh.byteLength / part.count);
     }
     for (let i = 0; i < part.count; i++) {
       const one = unpack(records, boxes, i);
@@ -86,7 +89,8 @@ for (const path of process.argv.slice(2)) {
         const { values, scale } = unpackSh(sh, words, file.shDegree, i);
         const n = values.length;
         const most = Math.max(...part.sh.subarray(n * i, n * i + n).map(Math.abs));
-        assert.ok(scale >= most * (1 - 1e-6) && (scale <= most * 1.1251 || most < 2 ** -19), `scale ${scale} of ${most}`);
+        const near = scale <= most * 1.1251 || most < 2 ** -19;
+        assert.ok(scale >= most * (1 - 1e-6) && near, `scale ${scale} of ${most}`);
         for (let j = 0; j < n; j++) {
           const off = Math.abs(values[j] - part.sh[n * i + j]) / scale;
           assert.ok(off <= (j < 24 ? 0.501 / 127 : 0.501 / 63), `SH coefficient ${j}: ${off}`);

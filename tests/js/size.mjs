@@ -7,5 +7,6 @@ import { report } from "./common.mjs";
 for (const entry of process.argv.slice(2)) {
   const options = { entryPoints: [entry], bundle: true, minify: true, format: "esm", write: false };
   const { outputFiles } = await build(options);
-  report({ entry, minified: outputFiles[0].contents.length, gzipped: gzipSync(outputFiles[0].contents, { level: 9 }).length });
+  const [{ contents }] = outputFiles;
+  report({ entry, minified: contents.length, gzipped: gzipSync(contents, { level: 9 }).length });
 }

@@ -110,7 +110,7 @@ export class Model {
 }
 export const models = (count) => Array.from({ length: count }, () => new Model());
 
-/** Reads intervals: what the rest of this page asks of a rANS stream. `Dice` of generate.mjs is the other of its kind. */
+/** Reads intervals: what the rest of this page asks of a rANS stream. `Dice` of generate.mjs is another such. */
 export class Rans {
   constructor(bytes, numStates) {
     const r = new Bytes(bytes);
@@ -120,7 +120,7 @@ export class Rans {
     this.reader = r;
     this.k = 0;
   }
-  /** The next symbol, with `find(slot)` giving {start, freq, symbol}. (Callers also pass the model of an adaptive bit.) */
+  /** The next symbol, with `find(slot)` giving {start, freq, symbol}. (Callers also pass the model of a bit.) */
   next(find) {
     const s = this.k++ % this.states.length;
     let x = this.states[s];

@@ -1,5 +1,5 @@
-// Writes splatcodec/player/decoder/kernel.js from kernel.src: node build.mjs, or node build.mjs --check to see whether it
-// is up to date. Needs nothing but Node.
+// Writes splatcodec/player/decoder/kernel.js from kernel.src: node build.mjs, or node build.mjs --check to see whether
+// it is up to date. Needs nothing but Node.
 
 import { readFileSync, writeFileSync } from "node:fs";
 import { deflateRawSync, inflateRawSync } from "node:zlib";

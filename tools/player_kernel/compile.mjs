@@ -3,7 +3,7 @@
 //     const NAME = 2 * 3;                     numbers, worked out here
 //     fn name(a, b: f64): i32 { ... }         parameters are i32 unless they say f64 or v128; `export fn` can be called
 //                                             from JavaScript, `inline fn` is put in place of each call: it has one
-//                                             `return`, at its end, and sets the caller's locals through `ref` parameters
+//                                             `return`, at its end, and sets locals of the caller through `ref`
 //     let x = 1;  x = x + 1;                  a local has the type of what it is first given
 //     i32[p + 4] = x;  y = u8[p];             memory: u8 u16 i32 (as i32), f32 f64 (as f64), v128
 //     if (c) { ... } else { ... }   while (c) { ... }   return x;   f(x);
@@ -23,10 +23,14 @@ const BINARY = {
     "+": 0x6a, "-": 0x6b, "*": 0x6c, "&": 0x71, "|": 0x72, "^": 0x73, "<<": 0x74, ">>": 0x75, ">>>": 0x76,
     "==": 0x46, "!=": 0x47, "<": 0x48, ">": 0x4a, "<=": 0x4c, ">=": 0x4e,
   },
-  f64: { "+": 0xa0, "-": 0xa1, "*": 0xa2, "/": 0xa3, "==": 0x61, "!=": 0x62, "<": 0x63, ">": 0x64, "<=": 0x65, ">=": 0x66 },
+  f64: {
+    "+": 0xa0, "-": 0xa1, "*": 0xa2, "/": 0xa3, "==": 0x61, "!=": 0x62, "<": 0x63, ">": 0x64, "<=": 0x65, ">=": 0x66,
+  },
 };
 const COMPARES = new Set(["==", "!=", "<", ">", "<=", ">="]);
-const PRECEDENCE = [["|"], ["^"], ["&"], ["==", "!="], ["<", ">", "<=", ">="], ["<<", ">>", ">>>"], ["+", "-"], ["*", "/"]];
+const PRECEDENCE = [
+  ["|"], ["^"], ["&"], ["==", "!="], ["<", ">", "<=", ">="], ["<<", ">>", ">>>"], ["+", "-"], ["*", "/"],
+];
 
 const simd = (op) => [0xfd, ...unsigned(op)];
 const shuffle = (...lanes) => [...simd(13), ...lanes];
@@ -74,15 +78,17 @@ const vector = (items) => [...unsigned(items.length), ...items.flat()];
 const f64Bytes = (x) => [...new Uint8Array(Float64Array.of(x).buffer)];
 
 function tokenize(source) {
-  const pattern = /\s+|\/\/[^\n]*|(0x[0-9a-fA-F]+|\d+\.\d+(?:e-?\d+)?|\d+)|([A-Za-z_]\w*)|(>>>|<<|>>|[=!<>]=|[-+*/&|^~!<>=(){}[\];:,])/gy;
+  const number = /0x[0-9a-fA-F]+|\d+\.\d+|\d+/.source;
+  const sign = />>>|<<|>>|[=!<>]=|[-+*/&|^~!<>=(){}[\];:,]/.source;
+  const pattern = new RegExp(`\\s+|//[^\\n]*|(${number})|([A-Za-z_]\\w*)|${sign}`, "gy");
   const tokens = [];
   while (pattern.lastIndex < source.length) {
     const at = pattern.lastIndex;
     const match = pattern.exec(source);
-    if (!match) throw new Error(`line ${source.slice(0, at).split("\n").length}: cannot read ${source.slice(at, at + 20)}`);
+    const line = source.slice(0, at).split("\n").length;
+    if (!match) throw new Error(`line ${line}: cannot read ${source.slice(at, at + 20)}`);
     const [text, number, name] = match;
-    if (!text.trim() || text.startsWith("//")) continue;
-    tokens.push({ text, number, name, line: source.slice(0, at).split("\n").length });
+    if (text.trim() && !text.startsWith("//")) tokens.push({ text, number, name, line });
   }
   return tokens;
 }

@@ -2,8 +2,8 @@
 
 /**
  * What went wrong, by who must act: the file is bad (`format`, `truncated`, `checksum`), the file needs what this
- * decoder does not do (`unsupported`), it is too large (`limit`), the caller is wrong (`parameter`), the bytes could not
- * be fetched (`network`).
+ * decoder does not do (`unsupported`), it is too large (`limit`), the caller is wrong (`parameter`), the bytes could
+ * not be fetched (`network`).
  * @typedef {"format" | "truncated" | "checksum" | "unsupported" | "limit" | "parameter" | "network"} ErrorCode
  */
 

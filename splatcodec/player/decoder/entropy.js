@@ -35,8 +35,8 @@ export function checkStream(bytes, from, length, logStates) {
 }
 
 /**
- * One rANS stream and the plain bits behind it. Buffers are kept from chunk to chunk. Reading runs a little past the end
- * without harm; `check` must follow soon.
+ * One rANS stream and the plain bits behind it. Buffers are kept from chunk to chunk. Reading runs a little past the
+ * end without harm; `check` must follow soon.
  */
 export class Coder {
   constructor() {

@@ -26,8 +26,8 @@ import { BLOCK } from "./tile.js";
 /** @typedef {import("./source.js").Input} Input */
 
 /**
- * How Gaussians look while higher levels of their tile are missing: standard deviations times 2^(grow / 1024), opacities
- * times gain / 1024 and held to 4095 / 4096.
+ * How Gaussians look while higher levels of their tile are missing: standard deviations times 2^(grow / 1024),
+ * opacities times gain / 1024 and held to 4095 / 4096.
  * @typedef {object} Look
  * @property {number} grow
  * @property {number} gain
@@ -38,8 +38,8 @@ import { BLOCK } from "./tile.js";
  * @typedef {object} Selection
  * @property {number} [level] levels 1 to this one; 0 = the thumbnail
  * @property {number[]} [tiles] numbers of the tiles
- * @property {{ level: number, tile: number }[]} [parts] just these levels of these tiles, in this order, and nothing else
- *     said here but how to decode them
+ * @property {{ level: number, tile: number }[]} [parts] just these levels of these tiles, in this order, whatever else
+ *     is said here but how to decode them
  * @property {number} [maxGaussians] the longest beginning of the file, in whole chunks, with at most so many Gaussians;
  *     tiles that it does not reach are shown by their thumbnail, which counts too
  * @property {number} [shLayers] layers of SH components, 0 to 3; with 0 there are no SH coefficients at all
@@ -53,11 +53,19 @@ import { BLOCK } from "./tile.js";
  * @property {number} level
  * @property {number} tile
  * @property {number} count Gaussians
- * @property {Look} look how all levels of the tile given so far look now; of level 0 and of the last level it is neutral
+ * @property {Look} look how all levels of the tile given so far look now; neutral of level 0 and of the last level
  * @property {Arrays | null} arrays Gaussians, where arrays are asked for and they were not given before
  * @property {Records | null} records the same where records are asked for
  * @property {Float32Array | Uint32Array | null} sh SH coefficients as numbers or packed, if they are there already
  * @property {number} shLayers how many layers of SH components went into `sh`
+ */
+
+/**
+ * @typedef {object} Scene
+ * @property {number} count Gaussians
+ * @property {number} shDegree 0 if no SH coefficients were asked for
+ * @property {(Arrays & { shN: Float32Array }) | null} arrays
+ * @property {Part[]} parts
  */
 
 /**
@@ -233,9 +241,9 @@ export class SplcFile {
    */
   choose({ level, tiles, parts, maxGaussians, shLayers, as }) {
     const wrong = (/** @type {string} */ message) => new SplcError("parameter", message);
-    const whole = (/** @type {number} */ x) => Number.isInteger(x) && x >= 0;
-    if (level !== undefined && !whole(level)) throw wrong(`level ${level}`);
-    if (shLayers !== undefined && !(whole(shLayers) && shLayers <= 3)) throw wrong(`${shLayers} SH layers`);
+    const natural = (/** @type {number} */ x) => Number.isInteger(x) && x >= 0;
+    if (level !== undefined && !natural(level)) throw wrong(`level ${level}`);
+    if (shLayers !== undefined && !(natural(shLayers) && shLayers <= 3)) throw wrong(`${shLayers} SH layers`);
     if (as !== undefined && as !== "arrays" && as !== "records") throw wrong(`as ${as}`);
     if (maxGaussians !== undefined && !(maxGaussians >= 1)) throw wrong(`at most ${maxGaussians} Gaussians`);
     if (parts) {
@@ -258,7 +266,8 @@ export class SplcFile {
       return merged;
     }
     // The whole scene does without thumbnails even where a tile has nothing else.
-    if (level === undefined && !tiles && maxGaussians === undefined) return units.filter(({ entry }) => entry.level > 0);
+    const whole = level === undefined && !tiles && maxGaussians === undefined;
+    if (whole) return units.filter(({ entry }) => entry.level > 0);
     if (level !== undefined) units = units.filter(({ entry }) => entry.level <= level);
     if (maxGaussians !== undefined) units = fitting(units, maxGaussians);
     const shown = new Set(units.filter(({ entry }) => entry.level > 0).map(({ entry }) => entry.tile));
@@ -269,9 +278,9 @@ export class SplcFile {
    * Decode piece by piece. In file order, level 0 first, so that each prefix of the bytes shows as much as it can: a
    * tile's level 0 is to be dropped when its level 1 comes. Gaussians come first, their SH coefficients when all layers
    * that are wanted have come. Looks are not applied. From a stream this is possible once.
-   * @param {Selection & { everyLayer?: boolean, thumbnails?: boolean }} [options] `everyLayer`: give SH coefficients anew
-   *     with each layer that arrives, not only when all that are wanted have; `thumbnails` (true if not given): level 0
-   *     of the tiles too, also where higher levels follow
+   * @param {Selection & { everyLayer?: boolean, thumbnails?: boolean }} [options] `everyLayer`: give SH coefficients
+   *     anew with each layer that arrives, not only when all that are wanted have; `thumbnails` (true if not given):
+   *     level 0 of the tiles too, also where higher levels follow
    * @returns {AsyncGenerator<Part, void, void>}
    */
   async *stream(options = {}) {
@@ -292,7 +301,7 @@ export class SplcFile {
    * Decode all that a selection asks for, looks applied. Of arrays there is one set, in the order of the scene, and
    * `parts` are views into it; of records there is one set for each part.
    * @param {Selection} [selection]
-   * @returns {Promise<{ count: number, shDegree: number, arrays: (Arrays & { shN: Float32Array }) | null, parts: Part[] }>}
+   * @returns {Promise<Scene>}
    */
   async decode(selection = {}) {
     const units = this.choose(selection);
@@ -388,7 +397,8 @@ class Session {
     }
     const counts = units.map(({ entry }) => entry.count);
     this.total = counts.reduce((sum, count) => sum + count, 0);
-    const bytes = (as === "arrays" ? 80 + 12 * this.bands : 16.25 + 3 * this.bands) * (together ? this.total : Math.max(0, ...counts));
+    const most = together ? this.total : counts.reduce((a, b) => Math.max(a, b), 0);
+    const bytes = most * (as === "arrays" ? 80 + 12 * this.bands : 16.25 + 3 * this.bands);
     if (bytes > maxBytes) throw new SplcError("limit", `the result would need ${Math.ceil(bytes)} bytes`);
     this.engine = /** @type {PlainEngine} */ (file.engine);
     /** @type {Arrays | null} */
@@ -416,7 +426,7 @@ class Session {
     /** Parts decoded so far, if they are kept. @type {Map<TilePart, Part> | null} */
     this.kept = together ? new Map() : null;
     /**
-     * Units that chunks are missing of: how many, the layers that have come, links of the Gaussians once they are there.
+     * Units that chunks are missing of: how many, the layers that have come, links of the Gaussians if they have come.
      * @type {Map<TilePart, { missing: number, bytes: (Uint8Array | null)[], links: Int32Array | null }>}
      */
     this.waiting = new Map();
@@ -576,8 +586,9 @@ export async function open(input, options = {}) {
     const header = parseHeader(head);
     source.expect(header.length);
     if (source.size !== null && source.size !== header.length) {
+      const code = source.size < header.length ? "truncated" : "format";
       const message = `the file has ${source.size} bytes, its header says ${header.length}`;
-      throw new SplcError(source.size < header.length ? "truncated" : "format", message, Math.min(source.size, header.length));
+      throw new SplcError(code, message, Math.min(source.size, header.length));
     }
     place = "table of contents";
     const toc = await reader.read(HEADER_BYTES, header.tocLength);

@@ -103,7 +103,8 @@ export function writeArrays(parameters, { values, means }, size, blur, out, firs
 export function applyLook({ covariances, alphas }, { grow, gain }) {
   const factor = exp2(2 * grow);
   if (grow !== 0) for (let k = 0; k < covariances.length; k++) covariances[k] *= factor;
-  if (gain !== 1024) for (let k = 0; k < alphas.length; k++) alphas[k] = Math.min(alphas[k] * (gain / 1024), HIGHEST_ALPHA);
+  const fade = gain / 1024;
+  if (gain !== 1024) for (let k = 0; k < alphas.length; k++) alphas[k] = Math.min(alphas[k] * fade, HIGHEST_ALPHA);
 }
 
 /**
@@ -240,9 +241,9 @@ export function writeShArrays(parameters, layers, size, shN, first) {
  *
  * `colour` is 0.5 + C0 * sh0, not held to 0..1.
  *
- * SH coefficients come apart from them, 3, 7 or 11 words a Gaussian: a bit string, lowest bits first, of 8 bits for each
- * coefficient of the first eight basis functions, 7 for those of the others, three channels together; the top byte is
- * the scale's. With scale = the float with the bits (byte + 856) << 20 a coefficient is (q - 128) / 127 * scale, or
+ * SH coefficients come apart from them, 3, 7 or 11 words a Gaussian: a bit string, lowest bits first, of 8 bits for
+ * each coefficient of the first eight basis functions, 7 for those of the others, three channels together; the top byte
+ * is the scale's. With scale = the float with the bits (byte + 856) << 20 a coefficient is (q - 128) / 127 * scale, or
  * (q - 64) / 63 * scale.
  * @typedef {object} Records
  * @property {Uint32Array} records 4 words a Gaussian

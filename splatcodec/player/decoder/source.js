@@ -345,8 +345,13 @@ function iteratorOf(stream) {
 }
 
 /**
- * Bytes, a URL, or a stream of bytes.
- * @typedef {ArrayBuffer | ArrayBufferView | Blob | string | URL | ReadableStream<Uint8Array> | AsyncIterable<Uint8Array>} Input
+ * A stream of bytes.
+ * @typedef {ReadableStream<Uint8Array> | AsyncIterable<Uint8Array>} ByteStream
+ */
+
+/**
+ * Bytes, a URL, or a stream.
+ * @typedef {ArrayBuffer | ArrayBufferView | Blob | string | URL | ByteStream} Input
  */
 
 /**

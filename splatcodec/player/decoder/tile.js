@@ -378,8 +378,8 @@ export class TileDecoder {
 
   /**
    * The next block of Gaussians: rows WINDOW.. of `values`, and `means`.
-   * @param {Int32Array | null} links out, of every Gaussian of the tile: distances of its neighbours less 1, 4 bits each,
-   *     nearest lowest; colour class above them. What `LayerDecoder` needs.
+   * @param {Int32Array | null} links out, of every Gaussian of the tile: distances of its neighbours less 1, 4 bits
+   *     each, nearest lowest; colour class above them. What `LayerDecoder` needs.
    * @returns {number} how many, 0 at the end of the chunk, which is checked then
    */
   next(links) {

@@ -125,13 +125,20 @@ class RemoteFile {
   }
 }
 
+/**
+ * @typedef {object} Waiting
+ * @property {(value: any) => void} resolve
+ * @property {(error: unknown) => void} reject
+ * @property {(notice: string) => void} [onNotice]
+ */
+
 /** The page's end of a worker. */
 class Remote {
   /** @param {Worker} worker */
   constructor(worker) {
     this.worker = worker;
     this.count = 0;
-    /** @type {Map<number, { resolve: (value: any) => void, reject: (error: unknown) => void, onNotice?: (notice: string) => void }>} */
+    /** @type {Map<number, Waiting>} */
     this.open = new Map();
     worker.onmessage = ({ data: { id, value, error, notice } }) => {
       const waiting = this.open.get(id);
