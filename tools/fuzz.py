@@ -4,7 +4,7 @@
     python tools/fuzz.py --count 2000000 --processes 2       # the long run; what breaks a reader is kept in .cache/fuzz
     python tools/fuzz.py --only lossy-sh3.splc --first 4711 --count 1
 
-Files are mutated from small good ones (tests/data, bitstreams/golden, and .splc files made here): bytes and bits
+Files are mutated from small good ones (tests/data, bitstreams/golden, and some made here): bytes and bits
 flipped, blocks cut, inserted, repeated or taken from another file, integers set to extremes. Most damage to a .splc
 file would stop at a checksum, so a third of its mutations have all checksums repaired, and half change chunks, counts
 and the table of contents through a writer; gzip and zip files are likewise damaged inside. A case is named by its seed
@@ -42,10 +42,11 @@ from splatcodec.bitstream.container import (
     write_container,
 )
 from splatcodec.errors import SplatCodecError, SplatCodecWarning
+from splatcodec.formats import WriteOptions, formats
 from splatcodec.gaussians import Gaussians
 from splatcodec.sample import sample_scene
 
-__all__ = ["Mutator", "Outcome", "good_files", "read_damaged", "repaired", "splc_files"]
+__all__ = ["Mutator", "Outcome", "good_files", "read_damaged", "repaired", "splc_files", "written_files"]
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT / "tests" / "data"
@@ -85,7 +86,21 @@ def good_files() -> dict[str, bytes]:
     for path in sorted(GOLDEN.glob("*/stream.splc")):
         if path.stat().st_size < 2_000:  # the smaller the file, the more of it is damaged a second
             found[f"{path.parent.name}.splc"] = path.read_bytes()
-    return found | splc_files()
+    return found | splc_files() | written_files()
+
+
+def written_files() -> dict[str, bytes]:
+    """Files of formats that tests/data has none of, from our own writers."""
+    scene = sample_scene(7).with_sh_degree(1)
+    found = {}
+    for fmt in formats().values():
+        if fmt.write is None or fmt.suffixes[0] in READABLE or fmt.suffixes[0].endswith(".ply"):
+            continue
+        for version in fmt.versions or (None,):
+            file = io.BytesIO()
+            fmt.write(scene, file, WriteOptions(version=version, threads=1))
+            found[f"written-{version}{fmt.suffixes[0]}"] = file.getvalue()
+    return found
 
 
 # --- mutations of plain bytes ---

@@ -528,7 +528,8 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
     metadata = {**_stated_metadata(file.json), **parts[0].metadata, "frame": _FILE_FRAME}
     if linear_colours:
         metadata.setdefault("colour_space", "lin_rec709_display")
-    return convert_frame(scene.replaced(metadata=metadata), _OUR_FRAME)
+    with np.errstate(invalid="ignore"):  # NaN stays NaN
+        return convert_frame(scene.replaced(metadata=metadata), _OUR_FRAME)
 
 
 def _joined(parts: list[Gaussians], limits: Limits) -> Gaussians:
