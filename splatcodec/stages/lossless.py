@@ -43,15 +43,19 @@ def block_counts(num_rows: int, block_rows: int = BLOCK_ROWS) -> list[int]:
 
 
 def encode_columns(
-    columns: Mapping[str, npt.NDArray[Any]], block_rows: int = BLOCK_ROWS, threads: int | None = None
+    columns: Mapping[str, npt.NDArray[Any]],
+    block_rows: int = BLOCK_ROWS,
+    threads: int | None = None,
+    mixing: bool = False,
 ) -> tuple[bytes, list[bytes]]:
     """Code columns so that every bit of every value comes back, NaN payloads and -0.0 included.
 
     Args:
         columns: (n,) arrays by name, dtype f4, f8, u1 to u8 or i1 to i8, of either byte order; strided ones are
-            fine. Columns called x, y, z give the order in which the others are coded, if they are floats.
+            fine. Columns called x, y, z give the order in which the others are coded.
         block_rows: rows of a block, 1 to 65,536.
         threads: blocks coded at a time; None = one a core. The bytes do not depend on it.
+        mixing: code integers by context mixing: smaller and slower.
 
     Returns:
         description (chunk `COLD`) and blocks (chunks `COLS`, with the rows of `block_counts`).
@@ -63,7 +67,7 @@ def encode_columns(
         raise ParameterError(f"{block_rows} rows in a block, expected 1 to {BLOCK_ROWS}")
     specs, arrays = _check_columns(columns)
     counts = block_counts(len(arrays[0]) if arrays else 0, block_rows)
-    fit = fit_plan(specs, arrays, counts, threads)
+    fit = fit_plan(specs, arrays, counts, threads, mixing)
 
     def encode(k: int) -> bytes:
         block = fit.sample.pop(k, None)

@@ -39,6 +39,7 @@ from .lossless_kernels import (
     list_intervals,
     sphere_base,
 )
+from .lossless_mixing import MAX_DECISIONS, NO_CLASS, MixedColumn, decode_mixed, encode_mixed, new_mixer
 from .lossless_plan import CONSTANT, COPY, DICTIONARY, MEAN, WEIGHT_BITS, ColumnPlan, Plan
 
 __all__ = [
@@ -138,9 +139,36 @@ class BlockState:
         referenced: set[int] = set().union(*(column.references for column in plan.columns))
         self._kept = {index: new_rows(rows) for index in referenced}
         self._scratch = new_rows(rows)
+        self._no_classes = np.full(rows, NO_CLASS, np.uint8)
+        self._start_group(0, plan.num_positions)
 
     def _fresh_state(self) -> RowState:
         return RowState(np.ones(self.rows), np.zeros(self.rows, np.uint8))
+
+    def _start_group(self, start: int, stop: int) -> None:
+        """Fresh models for the mixed columns of a group that shares a row order."""
+        mixed = [index for index in range(start, stop) if self.plan.columns[index].mixed]
+        self._numbers = {index: number for number, index in enumerate(mixed)}
+        self._classes = {index: np.empty(self.rows, np.uint8) for index in mixed}
+        self._mixer = new_mixer(len(mixed))
+
+    def leave_positions(self) -> None:
+        """Go on with the columns after the positions."""
+        self._start_group(self.plan.num_positions, len(self.plan.columns))
+
+    def mixed_terms(self, index: int) -> tuple[Any, ...]:
+        """The arguments of `encode_mixed` between `rows` and `intervals`, and the column's own."""
+        partner = self.plan.columns[index].partner
+        third = self.plan.columns[partner].partner if partner >= 0 else -1
+        return (
+            self._classes[index],
+            *(self._classes.get(other, self._no_classes) for other in (index - 1, partner, third)),
+            self._mixer,
+        )
+
+    def mixed_column(self, index: int, width: int) -> MixedColumn:
+        """What the kernels for mixed columns need."""
+        return MixedColumn(self._numbers[index], max(width - 6, 0))
 
     def enter_spatial_order(self, positions: npt.NDArray[np.float64]) -> None:
         """Go on in Morton order of (3, n) finite positions in file order."""
@@ -179,7 +207,8 @@ class ModelledBlock:
     Attributes:
         rows: number of rows.
         twin: (n,) int32 twins in coding order.
-        tokens, cells: (n,) uint8 and uint16 for each modelled column.
+        tokens, cells: (n,) uint8 and uint16 for each modelled column; of a mixed one (0,).
+        mixed: intervals of each modelled column; (0,) uint32 but for mixed ones.
         raw: raw bits of each modelled column.
     """
 
@@ -187,6 +216,7 @@ class ModelledBlock:
     twin: npt.NDArray[np.int32]
     tokens: list[npt.NDArray[np.uint8]]
     cells: list[npt.NDArray[np.uint16]]
+    mixed: list[npt.NDArray[np.uint32]]
     raw: list[bytes]
 
 
@@ -215,11 +245,12 @@ def model_block(
         find_twins: chooses twins from the keys of the columns they are for.
     """
     block = BlockState(plan, len(columns[0]))
-    out = ModelledBlock(block.rows, block.links.twin, [], [], [])
+    out = ModelledBlock(block.rows, block.links.twin, [], [], [], [])
     raw = np.zeros((block.rows * MAX_RAW_BITS + 7) // 8, np.uint8)
     prepared: dict[int, Keys] = {}
     for index, column in enumerate(plan.columns):
         if index == plan.num_positions:
+            block.leave_positions()
             if plan.spatial:
                 block.enter_spatial_order(finite_positions([columns[c.source] for c in plan.columns[:3]]))
             if find_twins is not None:
@@ -231,21 +262,20 @@ def model_block(
         if not column.is_modelled:
             continue
         keys = prepared.pop(index) if index in prepared else _ordered_keys(block, column, columns)
-        tokens = np.empty(block.rows, np.uint8)
-        cells = np.empty(block.rows, np.uint16)
-        used = encode_column(
-            plan.model_of(column),
-            keys,
-            block.base_of(column),
-            block.links,
-            block.state,
-            block.rows_of(index),
-            allowed,
-            tokens,
-            cells,
-            raw,
-        )
+        model = plan.model_of(column)
+        terms: tuple[Any, ...] = (block.base_of(column), block.links, block.state, block.rows_of(index))
+        tokens, cells, intervals = np.empty(0, np.uint8), np.empty(0, np.uint16), np.empty(0, np.uint32)
+        if column.mixed:
+            own = block.mixed_column(index, model.width)
+            scratch = np.empty(block.rows * MAX_DECISIONS, np.uint32)
+            terms += block.mixed_terms(index)
+            count, used = encode_mixed(model, own, keys, *terms, scratch, 0, raw)
+            intervals = scratch[:count].copy()
+        else:
+            tokens, cells = np.empty(block.rows, np.uint8), np.empty(block.rows, np.uint16)
+            used = encode_column(model, keys, *terms, allowed, tokens, cells, raw)
         size = (used + 7) // 8
+        out.mixed.append(intervals)
         out.tokens.append(tokens)
         out.cells.append(cells)
         out.raw.append(raw[:size].tobytes())
@@ -260,9 +290,12 @@ def _ordered_keys(block: BlockState, column: ColumnPlan, columns: Sequence[npt.N
 
 def pack_block(plan: Plan, block: ModelledBlock) -> bytes:
     """Entropy code a block's tokens and add its raw bits."""
-    intervals = np.empty(len(block.tokens) * block.rows + (192 * block.rows + 64) * plan.twins, np.uint32)
+    total = sum(len(tokens) + len(mixed) for tokens, mixed in zip(block.tokens, block.mixed))
+    intervals = np.empty(total + (192 * block.rows + 64) * plan.twins, np.uint32)
     count = encode_twins(block.twin, new_models(TWIN_MODELS), intervals) if plan.twins else 0
-    for tokens, cells in zip(block.tokens, block.cells):
+    for tokens, cells, mixed in zip(block.tokens, block.cells, block.mixed):
+        intervals[count : count + len(mixed)] = mixed
+        count += len(mixed)
         count = list_intervals(tokens, cells, plan.context_map, plan.tables.freq, plan.tables.start, intervals, count)
     stream = rans_encode(intervals[:count], DEFAULT_STATES)
     packed = b"".join([write_varint(len(stream)), stream, *block.raw])
@@ -304,16 +337,14 @@ class _BlockReader:
         """(n,) uint64 keys of the next column, in coding order."""
         column = plan.columns[index]
         keys = np.empty(block.rows, np.uint64)
-        used = decode_column(
-            plan.model_of(column),
-            keys,
-            block.base_of(column),
-            block.links,
-            block.state,
-            block.rows_of(index),
-            self.tables,
-            self.raw,
-        )
+        model = plan.model_of(column)
+        terms: tuple[Any, ...] = (block.base_of(column), block.links, block.state, block.rows_of(index))
+        if column.mixed:
+            own = block.mixed_column(index, model.width)
+            terms += (*block.mixed_terms(index), self.rans.states, self.rans.words, self.rans.cursor)
+            used = decode_mixed(model, own, keys, *terms, self.raw)
+        else:
+            used = decode_column(model, keys, *terms, self.tables, self.raw)
         name = plan.spec_of(column).name
         if used < 0 or self.rans.cursor[0] > len(self.rans.words):
             raise FormatError("damaged values", field=name)
@@ -340,6 +371,7 @@ def decode_block(plan: Plan, buffer: bytes | memoryview, out: Sequence[npt.NDArr
     twin = reader.twins(block.rows) if plan.twins else block.links.twin
     for index, column in enumerate(plan.columns):
         if index == plan.num_positions:
+            block.leave_positions()
             if plan.spatial:
                 block.enter_spatial_order(finite_positions([out[c.source] for c in plan.columns[:3]]))
             block.links = block.links._replace(twin=twin)

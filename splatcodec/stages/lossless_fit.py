@@ -43,6 +43,7 @@ from .lossless_plan import (
     MAX_EXPONENT,
     MAX_FAMILIES,
     MAX_KEPT,
+    MAX_MIXED_WIDTH,
     MAX_WEIGHT,
     MEAN,
     PLAIN,
@@ -91,7 +92,11 @@ class Fit:
 
 
 def fit_plan(
-    specs: tuple[ColumnSpec, ...], arrays: Sequence[npt.NDArray[Any]], counts: Sequence[int], threads: int | None = 1
+    specs: tuple[ColumnSpec, ...],
+    arrays: Sequence[npt.NDArray[Any]],
+    counts: Sequence[int],
+    threads: int | None = 1,
+    mixing: bool = False,
 ) -> Fit:
     """Choose how to code columns.
 
@@ -100,11 +105,14 @@ def fit_plan(
         arrays: (n,) values of each.
         counts: rows of each block.
         threads: sampled blocks coded at a time.
+        mixing: code integers by context mixing.
     """
     num_rows = sum(counts)
     spatial = all(any(s.name == name for s in specs) for name in POSITION_NAMES)
     order = _coding_order(specs, spatial)
     columns, dictionaries = _choose_modes(specs, arrays, order, num_rows)
+    if mixing:
+        columns = _as_mixed(specs, columns, 3 if spatial else 0)
     plan = Plan(specs, spatial, False, tuple(columns), tuple(dictionaries))
     chosen = _sample_blocks(counts)
     first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -244,9 +252,28 @@ def _as_plain(source: int, spec: ColumnSpec, array: npt.NDArray[Any], sample: Ke
     return ColumnPlan(source, PLAIN, shift=shift, special=int(keys[np.argmax(counts)]) >> shift)
 
 
+def _as_mixed(specs: Sequence[ColumnSpec], columns: Sequence[ColumnPlan], num_positions: int) -> list[ColumnPlan]:
+    """Mix the columns that can be; the partner of a colour is the channel before, else the column before."""
+    out: list[ColumnPlan] = []
+    num_rest = sum(spec.name.startswith("f_rest_") for spec in specs)
+    found: dict[str, int] = {}
+    for index, column in enumerate(columns):
+        spec = specs[column.source]
+        if column.is_modelled and not spec.is_float and spec.width <= MAX_MIXED_WIDTH:
+            match = re.fullmatch(r"(f_dc|f_rest)_(\d+)", spec.name)
+            step = 1 if match is None or match[1] == "f_dc" else max(num_rest // 3, 1)
+            name = f"{match[1]}_{int(match[2]) - step}" if match else ""
+            lowest = num_positions if index >= num_positions else 0
+            partner = found.get(name, max((k for k in range(lowest, index - 1) if out[k].mixed), default=-1))
+            column = replace(column, mixed=True, partner=partner)
+            found[spec.name] = index
+        out.append(column)
+    return out
+
+
 def _with_families(columns: Sequence[ColumnPlan]) -> tuple[ColumnPlan, ...]:
     """Give every modelled column a family of context cells; neighbours share one if there are many."""
-    modelled = [index for index, column in enumerate(columns) if column.is_modelled]
+    modelled = [index for index, column in enumerate(columns) if column.uses_tables]
     groups = min(len(modelled), MAX_FAMILIES)
     family = {index: at * groups // len(modelled) for at, index in enumerate(modelled)}
     return tuple(replace(column, family=family.get(index, 0)) for index, column in enumerate(columns))
@@ -349,6 +376,8 @@ def _fit_group(plan: Plan, start: int, stop: int, block: Sequence[npt.NDArray[An
         thin = residual[sample.thin]
         unit = _exponent(float(np.minimum(thin, 8 * np.median(thin)).mean()))
         unit = max(unit, column.spread - FINEST)
+        if column.mixed:  # differences are whole numbers
+            unit = _exponent(max(float(thin.mean()), 0.1))
         residual = np.minimum(residual * 2.0**-unit, RESIDUAL_LIMIT)
         columns[index] = replace(column, unit=unit, scale=_fit_scale(sample, residual, activity))
         activity += (np.minimum(residual, ACTIVITY_LIMIT) - activity) * 0.125
@@ -360,10 +389,21 @@ def _try_previous(
 ) -> tuple[ColumnPlan, npt.NDArray[np.float64]]:
     """Predict the nearest row's value if that is better: counters need an exact weight of 1."""
     simple = np.abs(sample.values[at] - sample.nearest(at).astype(np.float64))
-    bits = [np.log2(r[sample.thin] + 0.5).mean() for r in (residual, simple)]
+    if column.mixed:
+        bits = [_length_cost(r[sample.thin]) for r in (residual, simple)]
+    else:
+        bits = [np.log2(r[sample.thin] + 0.5).mean() for r in (residual, simple)]
     if bits[0] <= bits[1]:
         return column, residual
     return replace(column, bias=0, mean_weight=0, near_weight=1 << WEIGHT_BITS, features=()), simple
+
+
+def _length_cost(residual: npt.NDArray[np.float64]) -> float:
+    """Bits a value of differences (n,) coded by their bit length, but for the sign."""
+    lengths = np.frexp(np.rint(residual))[1]
+    counts = np.bincount(lengths)
+    shares = counts[counts > 0] / len(residual)
+    return float(np.maximum(lengths - 1, 0).mean() - (shares * np.log2(shares)).sum())
 
 
 class _Regression:

@@ -29,6 +29,7 @@ __all__ = [
     "MAX_FAMILIES",
     "MAX_FEATURES",
     "MAX_KEPT",
+    "MAX_MIXED_WIDTH",
     "MEAN",
     "PLAIN",
     "SCALE_BITS",
@@ -56,6 +57,8 @@ MAX_SCALE = 1 << 16
 MAX_CENTRE = 2.0**64
 
 CONSTANT, COPY, PLAIN, DICTIONARY = 0, 1, 2, 3  # column modes
+MIXED = 2  # added to PLAIN and DICTIONARY in the file, of mixed columns
+MAX_MIXED_WIDTH = 32
 VALUE, MEAN = 0, 1  # feature kinds: another column's value in the same row, its mean over the near rows
 
 _SPATIAL, _TWINS = 1, 2
@@ -139,6 +142,8 @@ class ColumnPlan:
         scale: weights in 1/4096 of near residuals, activity and 1 in the expected residual, in units.
         sphere: columns whose squares and this one's add up to 1; empty for an ordinary column.
         family: family of context cells.
+        mixed: whether values are coded by context mixing.
+        partner: of a mixed column, one whose differences are like its own, or -1.
     """
 
     source: int
@@ -156,11 +161,18 @@ class ColumnPlan:
     scale: tuple[int, int, int] = (0, 0, 0)
     sphere: tuple[int, ...] = ()
     family: int = 0
+    mixed: bool = False
+    partner: int = -1
 
     @property
     def is_modelled(self) -> bool:
         """Whether blocks hold anything of this column."""
         return self.mode in (PLAIN, DICTIONARY)
+
+    @property
+    def uses_tables(self) -> bool:
+        """Whether values are tokens of tables."""
+        return self.is_modelled and not self.mixed
 
     @property
     def references(self) -> set[int]:
@@ -203,7 +215,7 @@ class Plan:
     @property
     def num_families(self) -> int:
         """Families of context cells."""
-        return 1 + max((column.family for column in self.columns if column.is_modelled), default=-1)
+        return 1 + max((column.family for column in self.columns if column.uses_tables), default=-1)
 
     def spec_of(self, column: ColumnPlan) -> ColumnSpec:
         """Name and dtype of a column."""
@@ -253,7 +265,7 @@ def _dtype_code(dtype: np.dtype) -> int:
 
 def _write_column(out: IntegerWriter, index: int, column: ColumnPlan) -> None:
     out.add(_SOURCE, column.source)
-    out.add(_MODE, column.mode)
+    out.add(_MODE, column.mode + MIXED * column.mixed)
     if column.mode == CONSTANT:
         _write_wide(out, column.value)
         return
@@ -277,6 +289,8 @@ def _write_column(out: IntegerWriter, index: int, column: ColumnPlan) -> None:
     for feature in column.features:
         out.add(_REFERENCE, 2 * (index - feature.column) + feature.kind)
         out.add(_WEIGHT, feature.weight)
+    if column.mixed:
+        out.add(_REFERENCE, index - column.partner if column.partner >= 0 else 0)
 
 
 def _write_wide(out: IntegerWriter, value: int) -> None:
@@ -390,8 +404,7 @@ class _ColumnReader:
     def _reference(self, index: int, what: str, distance: int) -> int:
         """An earlier modelled column that is coded in the same row order."""
         other = index - distance
-        lowest = self.num_positions if index >= self.num_positions else 0
-        if not lowest <= other < index or not self.columns[other].is_modelled:
+        if not self._lowest(index) <= other < index or not self.columns[other].is_modelled:
             raise FormatError(f"{what} refers to a column that cannot predict", field=what)
         self.kept.add(other)
         if len(self.kept) > MAX_KEPT:
@@ -404,7 +417,12 @@ class _ColumnReader:
         index = len(self.columns)
         source = get(_SOURCE, 0, len(self.specs) - 1, "column number")
         spec = self.specs[source]
-        mode = get(_MODE, CONSTANT, DICTIONARY, "column mode")
+        mode = get(_MODE, CONSTANT, DICTIONARY + MIXED, "column mode")
+        mixed = mode > DICTIONARY
+        if mixed:
+            mode -= MIXED
+            if mode == PLAIN and (spec.is_float or spec.width > MAX_MIXED_WIDTH):
+                raise FormatError("a column that cannot be mixed", field="column mode")
         if mode == CONSTANT:
             column = ColumnPlan(source, mode, _read_wide(self.integers))
         elif mode == COPY:
@@ -414,8 +432,26 @@ class _ColumnReader:
             column = ColumnPlan(source, mode, other)
         else:
             column = self._read_model(index, source, mode, spec)
+            if mixed:
+                column = self._read_mixed(index, column)
         self.columns.append(column)
         return column
+
+    def _read_mixed(self, index: int, column: ColumnPlan) -> ColumnPlan:
+        """What a mixed column has beside its model."""
+        if column.sphere:
+            raise FormatError("a mixed column cannot complete a sphere", field="sphere")
+        distance = self.integers.get(_REFERENCE, 0, index, "partner")
+        if not distance:
+            return replace(column, mixed=True)
+        partner = index - distance
+        if not self._lowest(index) <= partner or not self.columns[partner].mixed:
+            raise FormatError("the partner of a column is not mixed", field="partner")
+        return replace(column, mixed=True, partner=partner)
+
+    def _lowest(self, index: int) -> int:
+        """First column that is coded in the same row order."""
+        return self.num_positions if index >= self.num_positions else 0
 
     def _read_model(self, index: int, source: int, mode: int, spec: ColumnSpec) -> ColumnPlan:
         get = self.integers.get

@@ -91,9 +91,9 @@ def encode_table(
     return chunks
 
 
-def column_chunks(columns: Columns, threads: int | None) -> list[Chunk]:
-    """The COLD and COLS chunks of columns."""
-    description, blocks = encode_columns(columns, threads=threads)
+def column_chunks(columns: Columns, threads: int | None, mixing: bool = False) -> list[Chunk]:
+    """The COLD and COLS chunks of columns; `mixing` as in `encode_columns`."""
+    description, blocks = encode_columns(columns, threads=threads, mixing=mixing)
     rows = len(next(iter(columns.values()))) if columns else 0
     chunks = [Chunk("COLD", description)]
     for k, (block, count) in enumerate(zip(blocks, block_counts(rows))):

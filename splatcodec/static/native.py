@@ -60,7 +60,10 @@ class NativeSource:
             progress("lossless", 0.0)
         head = self.scene.head
         start = bytes([self.native.code]) + write_varint(len(head))
-        chunks = [Chunk("NATV", start + zlib.compress(head, 9)), *column_chunks(self.scene.columns, threads)]
+        chunks = [
+            Chunk("NATV", start + zlib.compress(head, 9)),
+            *column_chunks(self.scene.columns, threads, mixing=True),
+        ]
         if progress:
             progress("lossless", 1.0)
         return chunks
