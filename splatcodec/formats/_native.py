@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from ..gaussians import Gaussians
 from ..limits import Limits
+from ..stages.lossless_boxes import Boxes
 
 __all__ = ["Column", "NativeFormat", "NativeScene", "by_code", "by_name"]
 
@@ -57,7 +58,8 @@ class NativeFormat:
             are not those of such a file.
         write: (scene, file, threads): writes the file.
         gaussians: (scene, limits) -> what the format's reader makes of the file.
-        order: scene -> (n,) rows in an order that takes fewer bytes and that the format allows.
+        reordered: scene -> the same in an order that takes fewer bytes and that the format allows.
+        boxes: (head, n) -> boxes of integer columns, if the format has such. Raises FormatError: the head is damaged.
     """
 
     code: int
@@ -67,10 +69,15 @@ class NativeFormat:
     content: Callable[[NativeScene], bytes]
     write: Callable[[NativeScene, BinaryIO, int | None], None]
     gaussians: Callable[[NativeScene, Limits], Gaussians]
-    order: Callable[[NativeScene], npt.NDArray[np.intp]]
+    reordered: Callable[[NativeScene], NativeScene]
+    boxes: Callable[[bytes, int], Boxes] | None = None
 
 
-_MODULES = {"splat": "_native_splat", "spz": "_native_spz"}
+_MODULES = {
+    "splat": "_native_splat",
+    "spz": "_native_spz",
+    "compressed-ply": "_native_compressed_ply",
+}
 
 
 def by_name(name: str) -> NativeFormat | None:

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import FormatError
 from ..gaussians import Gaussians
 from ..limits import Limits
-from ..stages.lossless import spatial_order
 from ._native import NativeFormat, NativeScene
-from ._native_columns import AXES, check_columns
+from ._native_columns import AXES, check_columns, sorted_in_space
 from .splat import _RECORD, read_stream
 
 __all__ = ["NATIVE"]
@@ -53,8 +51,4 @@ def _gaussians(scene: NativeScene, limits: Limits) -> Gaussians:
     return read_stream(io.BytesIO(_content(scene)), limits)
 
 
-def _order(scene: NativeScene) -> npt.NDArray[np.intp]:
-    return spatial_order(*(scene.columns[axis] for axis in AXES))
-
-
-NATIVE = NativeFormat(1, "splat", True, _unpack, _content, _write, _gaussians, _order)
+NATIVE = NativeFormat(1, "splat", True, _unpack, _content, _write, _gaussians, sorted_in_space)

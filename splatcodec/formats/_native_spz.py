@@ -13,11 +13,10 @@ import numpy.typing as npt
 from ..errors import FormatError
 from ..gaussians import Gaussians, num_sh_coefficients
 from ..limits import DEFAULT_LIMITS, Limits
-from ..stages.lossless import spatial_order
 from . import spz
 from ._deflate import write_gzip, zstd_frames
 from ._native import NativeFormat, NativeScene
-from ._native_columns import AXES, check_columns, from_halves, to_halves
+from ._native_columns import AXES, check_columns, from_halves, sorted_in_space, to_halves
 
 __all__ = ["NATIVE"]
 
@@ -169,8 +168,4 @@ def _gaussians(scene: NativeScene, limits: Limits) -> Gaussians:
     return spz.read_stream(file, limits)
 
 
-def _order(scene: NativeScene) -> npt.NDArray[np.intp]:
-    return spatial_order(*(scene.columns[axis] for axis in AXES))
-
-
-NATIVE = NativeFormat(2, "spz", False, _unpack, _content, _write, _gaussians, _order)
+NATIVE = NativeFormat(2, "spz", False, _unpack, _content, _write, _gaussians, sorted_in_space)

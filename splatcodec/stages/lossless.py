@@ -21,6 +21,7 @@ import numpy.typing as npt
 from ..errors import FormatError, LimitExceededError, ParameterError, SplatCodecError
 from ..limits import DEFAULT_LIMITS, Limits
 from .lossless_blocks import MAX_EXPANSION, decode_block, in_parallel, model_block, pack_block, spatial_order
+from .lossless_boxes import Boxes
 from .lossless_fit import fit_plan
 from .lossless_plan import MAX_COLUMNS, MAX_NAME_BYTES, ColumnSpec, read_plan, write_plan
 
@@ -47,6 +48,7 @@ def encode_columns(
     block_rows: int = BLOCK_ROWS,
     threads: int | None = None,
     mixing: bool = False,
+    boxes: Boxes | None = None,
 ) -> tuple[bytes, list[bytes]]:
     """Code columns so that every bit of every value comes back, NaN payloads and -0.0 included.
 
@@ -56,6 +58,7 @@ def encode_columns(
         block_rows: rows of a block, 1 to 65,536.
         threads: blocks coded at a time; None = one a core. The bytes do not depend on it.
         mixing: code integers by context mixing: smaller and slower.
+        boxes: what mixed columns count their steps from; the decoder needs the same.
 
     Returns:
         description (chunk `COLD`) and blocks (chunks `COLS`, with the rows of `block_counts`).
@@ -67,13 +70,14 @@ def encode_columns(
         raise ParameterError(f"{block_rows} rows in a block, expected 1 to {BLOCK_ROWS}")
     specs, arrays = _check_columns(columns)
     counts = block_counts(len(arrays[0]) if arrays else 0, block_rows)
-    fit = fit_plan(specs, arrays, counts, threads, mixing)
+    fit = fit_plan(specs, arrays, counts, threads, mixing, boxes)
 
     def encode(k: int) -> bytes:
         block = fit.sample.pop(k, None)
         if block is None:
             rows = slice(k * block_rows, k * block_rows + counts[k])
-            block = model_block(fit.plan, [array[rows] for array in arrays], fit.allowed, fit.find_twins)
+            here = None if boxes is None else boxes.rows(rows.start, rows.stop)
+            block = model_block(fit.plan, [array[rows] for array in arrays], fit.allowed, fit.find_twins, here)
         return pack_block(fit.plan, block)
 
     return write_plan(fit.plan, fit.weights), in_parallel(encode, len(counts), threads)
@@ -112,6 +116,7 @@ def decode_columns(
     threads: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
     names: Sequence[str] | None = None,
+    boxes: Boxes | None = None,
 ) -> dict[str, npt.NDArray[Any]]:
     """Inverse of `encode_columns`; some of the blocks give those rows.
 
@@ -121,6 +126,7 @@ def decode_columns(
         threads: blocks decoded at a time; None = one a core.
         limits: what may be allocated.
         names: what errors call each block; None = "block 0", "block 1" ...
+        boxes: as the encoder had them.
 
     Raises:
         FormatError: the bytes are damaged; an error in a block has its name as `chunk`.
@@ -139,12 +145,15 @@ def decode_columns(
             )
     total = sum(counts)
     limits.check_bytes(total * plan.row_bytes, f"{total} rows of columns")
+    if boxes is not None:
+        boxes.check(total)
     out = [np.empty(total, spec.dtype) for spec in plan.specs]
     first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     def decode(k: int) -> None:
         try:
-            decode_block(plan, blocks[k], [array[first[k] : first[k + 1]] for array in out])
+            here = None if boxes is None else boxes.rows(int(first[k]), int(first[k + 1]))
+            decode_block(plan, blocks[k], [array[first[k] : first[k + 1]] for array in out], here)
         except SplatCodecError as error:
             raise error.locate(chunk=called[k]) from None
 

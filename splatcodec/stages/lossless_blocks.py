@@ -20,6 +20,7 @@ from ..entropy.adaptive import new_models
 from ..entropy.bits import finish_bits
 from ..entropy.rans import DEFAULT_STATES, rans_encode, start_decoding
 from ..errors import FormatError, TruncatedError
+from .lossless_boxes import Boxes
 from .lossless_kernels import (
     FLOAT_LIMIT,
     MAX_RAW_BITS,
@@ -130,8 +131,9 @@ class BlockState:
         links: near rows and twins, in that order.
     """
 
-    def __init__(self, plan: Plan, rows: int) -> None:
+    def __init__(self, plan: Plan, rows: int, boxes: Boxes | None = None) -> None:
         self.plan = plan
+        self.boxes = boxes
         self.rows = rows
         self.order: npt.NDArray[np.int64] | None = None
         self.links = file_links(rows)
@@ -139,6 +141,7 @@ class BlockState:
         referenced: set[int] = set().union(*(column.references for column in plan.columns))
         self._kept = {index: new_rows(rows) for index in referenced}
         self._scratch = new_rows(rows)
+        self._zeros, self._ones = np.zeros(rows), np.ones(rows)
         self._no_classes = np.full(rows, NO_CLASS, np.uint8)
         self._start_group(0, plan.num_positions)
 
@@ -156,6 +159,14 @@ class BlockState:
         """Go on with the columns after the positions."""
         self._start_group(self.plan.num_positions, len(self.plan.columns))
 
+    def frame_of(self, column: ColumnPlan) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """(n,) offset and step of a mixed column, in coding order."""
+        name = self.plan.spec_of(column).name
+        if self.boxes is None or column.mode == DICTIONARY or not self.boxes.has(name):
+            return self._zeros, self._ones
+        offset, step = self.boxes.frame(name)
+        return (offset, step) if self.order is None else (offset[self.order], step[self.order])
+
     def mixed_terms(self, index: int) -> tuple[Any, ...]:
         """The arguments of `encode_mixed` between `rows` and `intervals`, and the column's own."""
         partner = self.plan.columns[index].partner
@@ -170,8 +181,12 @@ class BlockState:
         """What the kernels for mixed columns need."""
         return MixedColumn(self._numbers[index], max(width - 6, 0))
 
-    def enter_spatial_order(self, positions: npt.NDArray[np.float64]) -> None:
-        """Go on in Morton order of (3, n) finite positions in file order."""
+    def enter_spatial_order(self, columns: Sequence[npt.NDArray[Any]]) -> None:
+        """Go on in Morton order of the positions, given all columns in file order."""
+        xyz = [(self.plan.spec_of(column).name, columns[column.source]) for column in self.plan.columns[:3]]
+        if self.boxes is not None:
+            xyz = [(name, self.boxes.position(name, values)) for name, values in xyz]
+        positions = finite_positions([values for _, values in xyz])
         self.order = _morton_order(positions)
         self.links = spatial_links(positions[:, self.order])
         self.state = self._fresh_state()
@@ -235,6 +250,7 @@ def model_block(
     columns: Sequence[npt.NDArray[Any]],
     allowed: npt.NDArray[np.bool_],
     find_twins: Callable[[Sequence[Keys]], npt.NDArray[np.int32]] | None = None,
+    boxes: Boxes | None = None,
 ) -> ModelledBlock:
     """Turn a block into tokens.
 
@@ -243,8 +259,9 @@ def model_block(
         columns: (n,) values of this block's rows, in file order of columns.
         allowed: (cells, ALPHABET) bool, tokens that the tables can code.
         find_twins: chooses twins from the keys of the columns they are for.
+        boxes: of this block's rows.
     """
-    block = BlockState(plan, len(columns[0]))
+    block = BlockState(plan, len(columns[0]), boxes)
     out = ModelledBlock(block.rows, block.links.twin, [], [], [], [])
     raw = np.zeros((block.rows * MAX_RAW_BITS + 7) // 8, np.uint8)
     prepared: dict[int, Keys] = {}
@@ -252,7 +269,7 @@ def model_block(
         if index == plan.num_positions:
             block.leave_positions()
             if plan.spatial:
-                block.enter_spatial_order(finite_positions([columns[c.source] for c in plan.columns[:3]]))
+                block.enter_spatial_order(columns)
             if find_twins is not None:
                 for later in range(index, len(plan.columns)):
                     if plan.columns[later].is_modelled:
@@ -263,17 +280,19 @@ def model_block(
             continue
         keys = prepared.pop(index) if index in prepared else _ordered_keys(block, column, columns)
         model = plan.model_of(column)
-        terms: tuple[Any, ...] = (block.base_of(column), block.links, block.state, block.rows_of(index))
+        terms: Any = (block.links, block.state, block.rows_of(index))
         tokens, cells, intervals = np.empty(0, np.uint8), np.empty(0, np.uint16), np.empty(0, np.uint32)
         if column.mixed:
             own = block.mixed_column(index, model.width)
             scratch = np.empty(block.rows * MAX_DECISIONS, np.uint32)
-            terms += block.mixed_terms(index)
-            count, used = encode_mixed(model, own, keys, *terms, scratch, 0, raw)
+            terms = (block.base_of(column), *block.frame_of(column), *terms, *block.mixed_terms(index))
+            terms = (model, own, keys, *terms, scratch, 0, raw)
+            count, used = encode_mixed(*terms)
             intervals = scratch[:count].copy()
         else:
             tokens, cells = np.empty(block.rows, np.uint8), np.empty(block.rows, np.uint16)
-            used = encode_column(model, keys, *terms, allowed, tokens, cells, raw)
+            terms = (model, keys, block.base_of(column), *terms, allowed, tokens, cells, raw)
+            used = encode_column(*terms)
         size = (used + 7) // 8
         out.mixed.append(intervals)
         out.tokens.append(tokens)
@@ -338,13 +357,15 @@ class _BlockReader:
         column = plan.columns[index]
         keys = np.empty(block.rows, np.uint64)
         model = plan.model_of(column)
-        terms: tuple[Any, ...] = (block.base_of(column), block.links, block.state, block.rows_of(index))
+        terms: Any = (block.links, block.state, block.rows_of(index))
         if column.mixed:
             own = block.mixed_column(index, model.width)
-            terms += (*block.mixed_terms(index), self.rans.states, self.rans.words, self.rans.cursor)
-            used = decode_mixed(model, own, keys, *terms, self.raw)
+            terms = (block.base_of(column), *block.frame_of(column), *terms, *block.mixed_terms(index))
+            terms = (model, own, keys, *terms, self.rans.states, self.rans.words, self.rans.cursor, self.raw)
+            used = decode_mixed(*terms)
         else:
-            used = decode_column(model, keys, *terms, self.tables, self.raw)
+            terms = (model, keys, block.base_of(column), *terms, self.tables, self.raw)
+            used = decode_column(*terms)
         name = plan.spec_of(column).name
         if used < 0 or self.rans.cursor[0] > len(self.rans.words):
             raise FormatError("damaged values", field=name)
@@ -360,20 +381,22 @@ class _BlockReader:
             raise FormatError("a block has bytes after its last column")
 
 
-def decode_block(plan: Plan, buffer: bytes | memoryview, out: Sequence[npt.NDArray[Any]]) -> None:
+def decode_block(
+    plan: Plan, buffer: bytes | memoryview, out: Sequence[npt.NDArray[Any]], boxes: Boxes | None = None
+) -> None:
     """Decode one block into (n,) views of the output columns, in file order.
 
     Raises:
         FormatError: the bytes are damaged.
     """
     reader = _BlockReader(plan, buffer)
-    block = BlockState(plan, len(out[0]) if out else 0)
+    block = BlockState(plan, len(out[0]) if out else 0, boxes)
     twin = reader.twins(block.rows) if plan.twins else block.links.twin
     for index, column in enumerate(plan.columns):
         if index == plan.num_positions:
             block.leave_positions()
             if plan.spatial:
-                block.enter_spatial_order(finite_positions([out[c.source] for c in plan.columns[:3]]))
+                block.enter_spatial_order(out)
             block.links = block.links._replace(twin=twin)
         spec = plan.spec_of(column)
         target = out[column.source]

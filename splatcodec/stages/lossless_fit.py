@@ -26,6 +26,7 @@ from .lossless_blocks import (
     spatial_links,
     spatial_order,
 )
+from .lossless_boxes import Boxes
 from .lossless_kernels import (
     ACTIVITY_LIMIT,
     CLASSES,
@@ -97,6 +98,7 @@ def fit_plan(
     counts: Sequence[int],
     threads: int | None = 1,
     mixing: bool = False,
+    boxes: Boxes | None = None,
 ) -> Fit:
     """Choose how to code columns.
 
@@ -106,6 +108,7 @@ def fit_plan(
         counts: rows of each block.
         threads: sampled blocks coded at a time.
         mixing: code integers by context mixing.
+        boxes: of all rows.
     """
     num_rows = sum(counts)
     spatial = all(any(s.name == name for s in specs) for name in POSITION_NAMES)
@@ -117,14 +120,18 @@ def fit_plan(
     chosen = _sample_blocks(counts)
     first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     blocks = {k: [array[first[k] : first[k + 1]] for array in arrays] for k in chosen}
+    inside = {k: None if boxes is None else boxes.rows(int(first[k]), int(first[k + 1])) for k in chosen}
     for start, stop in ((0, plan.num_positions), (plan.num_positions, len(columns))):
         if num_rows and stop > start:
-            plan = _fit_group(plan, start, stop, blocks[chosen[len(chosen) // 2]], num_rows)
+            middle = chosen[len(chosen) // 2]
+            plan = _fit_group(plan, start, stop, blocks[middle], inside[middle], num_rows)
     find_twins = _plan_twins(plan, blocks)
     plan = replace(plan, twins=find_twins is not None, columns=_with_families(plan.columns))
     everything = np.ones((plan.num_families * CLASSES, ALPHABET), np.bool_)
     modelled = in_parallel(
-        lambda at: model_block(plan, blocks[chosen[at]], everything, find_twins), len(chosen), threads
+        lambda at: model_block(plan, blocks[chosen[at]], everything, find_twins, inside[chosen[at]]),
+        len(chosen),
+        threads,
     )
     sample = dict(zip(chosen, modelled))
     return _fit_tables(plan, sample, find_twins, complete=len(chosen) == len(counts))
@@ -293,13 +300,17 @@ class _Sample:
         thin: slice of at most about FIT_ROWS rows, for what needs no neighbours.
     """
 
-    def __init__(self, plan: Plan, indices: Sequence[int], block: Sequence[npt.NDArray[Any]]) -> None:
+    def __init__(
+        self, plan: Plan, indices: Sequence[int], block: Sequence[npt.NDArray[Any]], boxes: Boxes | None
+    ) -> None:
         self.indices = list(indices)
         rows = len(block[0])
         order: npt.NDArray[np.int64] | slice = slice(None)
         self._links = file_links(rows)
         if plan.spatial and self.indices[0] >= plan.num_positions:
             xyz = [block[c.source] for c in plan.columns[:3]]
+            if boxes is not None:
+                xyz = [boxes.position(plan.spec_of(c).name, a) for c, a in zip(plan.columns[:3], xyz)]
             order = spatial_order(*xyz)
             self._links = spatial_links(finite_positions(xyz)[:, order])
         self.thin = slice(None, None, max(rows // FIT_ROWS, 1))
@@ -308,7 +319,11 @@ class _Sample:
         self.spreads: list[int] = []
         for at, index in enumerate(self.indices):
             column = plan.columns[index]
-            values = _seen_values(plan, column, block[column.source])[order]
+            values = _seen_values(plan, column, block[column.source])
+            name = plan.spec_of(column).name
+            if boxes is not None and column.mixed and column.mode != DICTIONARY and boxes.has(name):
+                values = boxes.placed(name, values)
+            values = values[order]
             centre, deviation = _centre(values[self.thin])
             self.centres.append(centre)
             self.spreads.append(_exponent(deviation))
@@ -352,13 +367,15 @@ def _exponent(size: float) -> int:
     return int(np.clip(np.round(np.log2(max(size, 1e-60))), -MAX_EXPONENT, MAX_EXPONENT))
 
 
-def _fit_group(plan: Plan, start: int, stop: int, block: Sequence[npt.NDArray[Any]], num_rows: int) -> Plan:
+def _fit_group(
+    plan: Plan, start: int, stop: int, block: Sequence[npt.NDArray[Any]], boxes: Boxes | None, num_rows: int
+) -> Plan:
     """Fit the columns from `start` to `stop` in coding order, which share a row order."""
     columns = list(plan.columns)
     indices = [index for index in range(start, stop) if columns[index].is_modelled]
     if not indices:
         return plan
-    sample = _Sample(plan, indices, block)
+    sample = _Sample(plan, indices, block, boxes)
     regression = _Regression(sample, num_rows)
     activity = np.ones(sample.values.shape[1])
     for at, index in enumerate(indices):

@@ -342,8 +342,8 @@ def _level(expected):
 
 
 @njit(cache=True, nogil=True)
-def _predict(i, model, base, links, rows, activity):
-    """(prediction, level, mean of the near rows) of row i."""
+def _expect(i, model, base, links, rows, activity):
+    """(prediction, expected residual in units, mean of the near rows) of row i."""
     mean = 0.0
     residual = 0.0
     for k in range(NUM_NEAR):
@@ -354,6 +354,13 @@ def _predict(i, model, base, links, rows, activity):
     nearest = np.float64(rows.values[links.near[i, 0]])
     mu = base[i] + model.mean_weight * mean + model.near_weight * nearest
     expected = model.scale_near * residual + model.scale_activity * activity[i] + model.scale_const
+    return mu, expected, mean
+
+
+@njit(cache=True, nogil=True)
+def _predict(i, model, base, links, rows, activity):
+    """(prediction, level, mean of the near rows) of row i."""
+    mu, expected, mean = _expect(i, model, base, links, rows, activity)
     return mu, _level(expected), mean
 
 

@@ -15,7 +15,7 @@ from numba import njit
 
 from ..entropy.bits import read_bits, write_bits
 from ..entropy.rans import PROB_SCALE, decode_advance, decode_slot, pack_interval
-from .lossless_kernels import _learn, _predict
+from .lossless_kernels import _POWER_MIN, ACTIVITY_LIMIT, POWERS, RESIDUAL_LIMIT, _expect, _level
 from .mixing import STRETCH, squash
 
 __all__ = ["MAX_DECISIONS", "NO_CLASS", "MixedColumn", "Mixer", "decode_mixed", "encode_mixed", "new_mixer"]
@@ -117,6 +117,17 @@ def _contexts(i, model, column, mu, level, keys, links, before, partner, third, 
 
 
 @njit(cache=True, nogil=True)
+def _learn_mixed(i, model, key, offset, step, mu, mean, rows, activity):
+    """`_learn` for a key in a box."""
+    x = np.float64(np.int64(key))
+    rows.values[i + 1] = np.float32(offset + step * x - model.centre)
+    rows.means[i] = np.float32(mean)
+    residual = min(abs(x - mu) * step * POWERS[-model.unit - _POWER_MIN], RESIDUAL_LIMIT)
+    rows.residuals[i + 1] = np.float32(residual)
+    activity[i] += (min(residual, ACTIVITY_LIMIT) - activity[i]) * 0.125
+
+
+@njit(cache=True, nogil=True)
 def _probability(node, number, level, rows, mixer, inputs):
     """Mixed probability of a one, 1..4095; fills `inputs` (INPUTS,) with the stretched opinions."""
     a = mixer.by_column[number * NODES + node]
@@ -169,7 +180,23 @@ def _get(node, number, level, rows, mixer, inputs, states, words, cursor):
 
 @njit(cache=True, nogil=True)
 def encode_mixed(
-    model, column, keys, base, links, state, rows, classes, before, partner, third, mixer, intervals, count, raw
+    model,
+    column,
+    keys,
+    base,
+    offset,
+    step,
+    links,
+    state,
+    rows,
+    classes,
+    before,
+    partner,
+    third,
+    mixer,
+    intervals,
+    count,
+    raw,
 ):
     """Append the decisions of one column of a block to `intervals`.
 
@@ -177,6 +204,7 @@ def encode_mixed(
         model, column: ColumnModel and MixedColumn.
         keys: (n,) uint64, the values.
         base, links, state, rows: as in `encode_column`.
+        offset, step: (n,) float64, what predictions see of a key is offset + step * key.
         classes: (n,) uint8 out, classes of this column's differences; before, partner, third: of other columns.
         mixer: Mixer.
         intervals: uint32, MAX_DECISIONS for each value. count: intervals so far.
@@ -189,7 +217,9 @@ def encode_mixed(
     contexts, inputs = np.zeros(INPUTS, np.int64), np.zeros(INPUTS, np.int32)
     number = column.number
     for i in range(len(keys)):
-        mu, level, mean = _predict(i, model, base, links, rows, state.activity)
+        mu, expected, mean = _expect(i, model, base, links, rows, state.activity)
+        mu = (mu - offset[i]) / step[i]
+        level = _level(expected / step[i])
         predicted, c = _contexts(i, model, column, mu, level, keys, links, before, partner, third, mixer, contexts)
         r = np.int64(keys[i]) - predicted
         classes[i] = _class(r, c)
@@ -214,21 +244,40 @@ def encode_mixed(
                     count = _put(node + 1 + upper, lower, number, level, contexts, mixer, inputs, intervals, count)
             if length > 3:
                 position = write_bits(raw, position, np.uint64(m & ((np.int64(1) << (length - 3)) - 1)), length - 3)
-        _learn(i, model, np.float64(np.int64(keys[i])), mu, mean, rows, state.activity)
+        _learn_mixed(i, model, keys[i], offset[i], step[i], mu, mean, rows, state.activity)
         state.marks[i] = 0
     return count, position
 
 
 @njit(cache=True, nogil=True)
 def decode_mixed(
-    model, column, keys, base, links, state, rows, classes, before, partner, third, mixer, states, words, cursor, raw
+    model,
+    column,
+    keys,
+    base,
+    offset,
+    step,
+    links,
+    state,
+    rows,
+    classes,
+    before,
+    partner,
+    third,
+    mixer,
+    states,
+    words,
+    cursor,
+    raw,
 ):
     """Inverse of `encode_mixed`: fills `keys`; returns the number of raw bits."""
     position = 0
     contexts, inputs = np.zeros(INPUTS, np.int64), np.zeros(INPUTS, np.int32)
     number = column.number
     for i in range(len(keys)):
-        mu, level, mean = _predict(i, model, base, links, rows, state.activity)
+        mu, expected, mean = _expect(i, model, base, links, rows, state.activity)
+        mu = (mu - offset[i]) / step[i]
+        level = _level(expected / step[i])
         predicted, c = _contexts(i, model, column, mu, level, keys, links, before, partner, third, mixer, contexts)
         r = np.int64(0)
         if not _get(0, number, level, contexts, mixer, inputs, states, words, cursor):
@@ -253,6 +302,6 @@ def decode_mixed(
                 r = -r
         classes[i] = _class(r, c)
         keys[i] = np.uint64(predicted + r)
-        _learn(i, model, np.float64(np.int64(keys[i])), mu, mean, rows, state.activity)
+        _learn_mixed(i, model, keys[i], offset[i], step[i], mu, mean, rows, state.activity)
         state.marks[i] = 0
     return position

@@ -24,6 +24,7 @@ from ..formats import read as read_format
 from ..gaussians import Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
 from ..stages.lossless import block_counts, decode_columns, encode_columns, spatial_order
+from ..stages.lossless_boxes import Boxes
 from .decoder import check_counts
 
 __all__ = [
@@ -91,9 +92,11 @@ def encode_table(
     return chunks
 
 
-def column_chunks(columns: Columns, threads: int | None, mixing: bool = False) -> list[Chunk]:
-    """The COLD and COLS chunks of columns; `mixing` as in `encode_columns`."""
-    description, blocks = encode_columns(columns, threads=threads, mixing=mixing)
+def column_chunks(
+    columns: Columns, threads: int | None, mixing: bool = False, boxes: Boxes | None = None
+) -> list[Chunk]:
+    """The COLD and COLS chunks of columns; `mixing` and `boxes` as in `encode_columns`."""
+    description, blocks = encode_columns(columns, threads=threads, mixing=mixing, boxes=boxes)
     rows = len(next(iter(columns.values()))) if columns else 0
     chunks = [Chunk("COLD", description)]
     for k, (block, count) in enumerate(zip(blocks, block_counts(rows))):
@@ -102,8 +105,10 @@ def column_chunks(columns: Columns, threads: int | None, mixing: bool = False) -
     return chunks
 
 
-def read_columns(container: Container, limits: Limits, threads: int | None) -> dict[str, npt.NDArray[Any]]:
-    """The columns of a file's COLD and COLS chunks.
+def read_columns(
+    container: Container, limits: Limits, threads: int | None, boxes: Boxes | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """The columns of a file's COLD and COLS chunks; `boxes` as the encoder had them.
 
     Raises:
         SplatCodecError: they are damaged.
@@ -115,7 +120,8 @@ def read_columns(container: Container, limits: Limits, threads: int | None) -> d
         description = container.read(cold)
         blocks = [container.read(entry) for entry in entries]
         names = [entry.label for entry in entries]
-        return decode_columns(description, blocks, [entry.count for entry in entries], threads, limits, names)
+        counts = [entry.count for entry in entries]
+        return decode_columns(description, blocks, counts, threads, limits, names, boxes)
     except SplatCodecError as error:
         if error.file is None:  # offsets inside a chunk become offsets in the file
             entry = next((entry for entry in entries if entry.label == error.chunk), cold)

@@ -50,7 +50,7 @@ class NativeSource:
 
     def reorder(self) -> None:
         """Sort the Gaussians so that they take fewer bytes."""
-        self.scene = self.scene.permuted(self.native.order(self.scene))
+        self.scene = self.native.reordered(self.scene)
         self.content_sha256 = None
         self.notes.append("Gaussians sorted: every value comes back, in another order")
 
@@ -60,10 +60,9 @@ class NativeSource:
             progress("lossless", 0.0)
         head = self.scene.head
         start = bytes([self.native.code]) + write_varint(len(head))
-        chunks = [
-            Chunk("NATV", start + zlib.compress(head, 9)),
-            *column_chunks(self.scene.columns, threads, mixing=True),
-        ]
+        boxes = None if self.native.boxes is None else self.native.boxes(head, len(self.scene))
+        columns = column_chunks(self.scene.columns, threads, mixing=True, boxes=boxes)
+        chunks = [Chunk("NATV", start + zlib.compress(head, 9)), *columns]
         if progress:
             progress("lossless", 1.0)
         return chunks
@@ -131,8 +130,13 @@ def format_name(container: Container) -> str:
 
 def _decode(container: Container, limits: Limits, threads: int | None) -> tuple[NativeFormat, NativeScene]:
     native, head = _native_of(container)
-    limits.check_bytes(len(head), "the head")
-    return native, NativeScene(head, read_columns(container, limits, threads))
+    limits.check_gaussians(container.num_gaussians, file=container.name)
+    try:
+        boxes = None if native.boxes is None else native.boxes(head, container.num_gaussians)
+    except SplatCodecError as error:
+        error.offset = None  # of a file that is not there
+        raise error.locate(file=container.name, chunk="NATV") from None
+    return native, NativeScene(head, read_columns(container, limits, threads, boxes))
 
 
 def decode_gaussians(
