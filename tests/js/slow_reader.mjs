@@ -277,7 +277,7 @@ export function readParameters(payload) {
   const r = new Bytes(payload);
   const degree = r.u8();
   must(degree <= 3, "degree");
-  must(r.u8() === 0, "reserved");
+  r.u8();
   const [sizeStep, opacityStep, precision] = [r.u16(), r.u16(), r.i32()];
   const [shapeStep, colorStep, shStep] = [r.f32(), r.f32(), r.f32()];
   must(sizeStep >= 1 && sizeStep <= 4096 && opacityStep >= 1 && opacityStep <= 4096, "step");

@@ -99,10 +99,10 @@ const MAX_FEATURES = 256;
 const MIN_ENTRY_BYTES = 13;
 export const MAX_TILE = 65536;
 const LAYERS = /** @type {Record<string, number>} */ ({ SHC1: 1, SHC2: 2, SHC3: 3 });
-const KNOWN_CHUNKS = new Set(["META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "COLD", "COLS"]);
+const KNOWN_CHUNKS = new Set(["META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "NATV", "COLD", "COLS"]);
 const KNOWN_FEATURES = new Set(["lossy-1", "extras-1"]);
 /** Features of the archive profile, which only the Python package decodes. */
-const ARCHIVE_FEATURES = new Set(["lossless-1", "mixing-1"]);
+const ARCHIVE_FEATURES = new Set(["lossless-1", "native-1", "mixing-1"]);
 
 /**
  * @typedef {object} Header
@@ -213,6 +213,7 @@ export function parseToc(toc, header) {
   }
   const reader = new TocReader(toc);
   const features = [];
+  const missing = [];
   const numFeatures = reader.varint();
   if (numFeatures > MAX_FEATURES) throw reader.error("format", `${numFeatures} features`);
   for (let k = 0; k < numFeatures; k++) {
@@ -221,13 +222,13 @@ export function parseToc(toc, header) {
     if (size < 1 || size > 64) throw reader.error("format", "a feature name is damaged");
     const name = String.fromCharCode(...reader.bytes(size));
     if (!/^[ -~]+$/.test(name)) throw reader.error("format", "a feature name is damaged");
-    if (required && ARCHIVE_FEATURES.has(name)) {
-      throw reader.error("unsupported", `the file uses ${name}, the archive profile, which browsers do not decode`);
-    }
-    if (required && !KNOWN_FEATURES.has(name)) {
-      throw reader.error("unsupported", `the file needs ${name}, which this decoder does not know`);
-    }
+    if (required && !KNOWN_FEATURES.has(name)) missing.push(name);
     features.push(name);
+  }
+  if (missing.length) {
+    const archive = missing.every((name) => ARCHIVE_FEATURES.has(name));
+    const why = archive ? "of the archive profile, which only Python decodes" : "which this decoder does not know";
+    throw reader.error("unsupported", `the file needs ${missing.join(", ")}, ${why}`);
   }
   const numChunks = reader.varint();
   if (numChunks > (toc.length - reader.at) / MIN_ENTRY_BYTES) throw reader.error("format", `${numChunks} chunks`);

@@ -72,7 +72,7 @@ export function parseParameters(bytes) {
   const precision = view.getInt32(6, true);
   const steps = [10, 14, 18].map((at) => view.getFloat32(at, true));
   const bad = (/** @type {number} */ step) => step < 1 || step > 4096;
-  if (shDegree > 3 || bytes[1] !== 0 || bad(sizeStep) || bad(opacityStep) || Math.abs(precision) > 2 ** 20) {
+  if (shDegree > 3 || bad(sizeStep) || bad(opacityStep) || Math.abs(precision) > 2 ** 20) {
     throw new SplcError("format", "a parameter is out of range", 0);
   }
   // Not above 0 is also NaN.
@@ -107,7 +107,7 @@ export function parseParameters(bytes) {
   let mapSize = 0;
   for (let s = 0; s < numStreams; s++) {
     const numFeatures = list.next(1, 0, 16, "the number of features");
-    bias[s] = list.next(4, -(2 ** 30), 2 ** 30, "a bias") + 2048;
+    bias[s] = list.next(4, -(2 ** 29), 2 ** 29, "a bias") + 2048;
     if (s < 12) begin[s] = sources.length;
     for (let f = 0; f < numFeatures; f++) {
       const code = list.next(2, 0, 4 * numStreams - 1, "a feature");

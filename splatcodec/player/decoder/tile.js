@@ -97,24 +97,67 @@ function checkTools(bytes) {
   if (bytes[1]) throw new SplcError("format", `coding tools ${bytes[1]} that do not exist`, 1);
 }
 
+/**
+ * The cells of one depth of an octree, numbered from 1; 0 stands for a cell that does not exist.
+ * @typedef {object} Depth
+ * @property {Int32Array} near six face neighbours of each: 2 * axis, + 1 for the upper
+ * @property {Uint8Array} masks which of them exist
+ * @property {Uint8Array} families children of the parent
+ * @property {Uint8Array} occupancies mask of children; a leaf has none
+ * @property {Int32Array} firsts number of the first child, or of a leaf's Gaussians
+ */
+
+/**
+ * @param {number} cells
+ * @returns {Depth}
+ */
+function newDepth(cells) {
+  const bytes = () => new Uint8Array(cells + 1);
+  const near = new Int32Array(6 * cells + 6);
+  return { near, masks: bytes(), families: bytes(), occupancies: bytes(), firsts: new Int32Array(cells + 1) };
+}
+
+/**
+ * Face neighbours of the cells of the next depth, from those of their parents.
+ * @param {Depth} depth
+ * @param {Depth} next
+ */
+function link({ near, occupancies, firsts }, next) {
+  let out = 0;
+  for (let k = 1; k < occupancies.length; k++) {
+    const occupancy = occupancies[k];
+    for (let child = 0; child < 8; child++) {
+      if (!((occupancy >> child) & 1)) continue;
+      out++;
+      let around = 0;
+      for (let axis = 0; axis < 3; axis++) {
+        const other = child ^ (1 << axis);
+        const below = (1 << other) - 1;
+        // On one side lies a child of the parent's neighbour, on the other a sibling.
+        const outer = 2 * axis + ((child >> axis) & 1);
+        const inner = outer ^ 1;
+        const cousin = near[6 * k + outer];
+        const there = -((occupancies[cousin] >> other) & 1);
+        const beside = -((occupancy >> other) & 1);
+        next.near[6 * out + outer] = (firsts[cousin] + ONES[occupancies[cousin] & below]) & there;
+        next.near[6 * out + inner] = (firsts[k] + ONES[occupancy & below]) & beside;
+        around |= (there & (1 << outer)) | (beside & (1 << inner));
+      }
+      next.masks[out] = around;
+      next.families[out] = ONES[occupancy];
+    }
+  }
+}
+
 /** Decodes the chunks of one tile after the other; keeps its buffers. */
 export class TileDecoder {
   /** @param {Parameters} parameters */
   constructor(parameters) {
     this.parameters = parameters;
     this.coder = new Coder();
-    this.capacity = 0;
     // Leaves in depth-first order: cell at the leaf's own depth, depth, Gaussians.
     this.leafX = this.leafY = this.leafZ = this.leafCount = new Int32Array(0);
     this.leafDepth = new Uint8Array(0);
-    // Cells of all depths, breadth first from number 1; 0 stands for a cell that does not exist. A cell without
-    // children is a leaf and has its number of Gaussians in `treeFirst`.
-    this.treeOccupancy = new Uint8Array(1);
-    this.treeFirst = new Int32Array(1);
-    // Of the cells of one depth and of the next: six face neighbours, mask of them, children of the parent.
-    this.near = [new Int32Array(0), new Int32Array(0)];
-    this.masks = [new Uint8Array(0), new Uint8Array(0)];
-    this.families = [new Uint8Array(0), new Uint8Array(0)];
 
     /** Rows of 12 streams: values, magnitudes. */
     this.values = new Int32Array(12 * ROWS);
@@ -147,7 +190,7 @@ export class TileDecoder {
     this.coder.start(bytes, HEAD_BYTES, head.length, head.logStates);
     this.head = head;
     this.count = count;
-    this.leaf = this.leafDone = this.done = 0;
+    this.leafDone = this.done = 0;
     try {
       this.decodeOctree(count);
     } catch (error) {
@@ -159,99 +202,55 @@ export class TileDecoder {
     return head;
   }
 
-  /** @param {number} count */
-  reserve(count) {
-    if (this.capacity >= count) return;
-    this.capacity = count;
-    this.leafX = new Int32Array(count);
-    this.leafY = new Int32Array(count);
-    this.leafZ = new Int32Array(count);
-    this.leafCount = new Int32Array(count);
-    this.leafDepth = new Uint8Array(count);
-  }
-
-  /**
-   * Room for `total` cells, keeping the first `kept`.
-   * @param {number} total
-   * @param {number} kept
-   */
-  reserveTree(total, kept) {
-    if (this.treeFirst.length >= total) return;
-    const occupancy = new Uint8Array(Math.ceil(total * 1.25));
-    const first = new Int32Array(occupancy.length);
-    occupancy.set(this.treeOccupancy.subarray(0, kept));
-    first.set(this.treeFirst.subarray(0, kept));
-    this.treeOccupancy = occupancy;
-    this.treeFirst = first;
-  }
-
-  /**
-   * Room for the cells of one depth.
-   * @param {number} which
-   * @param {number} cells
-   */
-  reserveLevel(which, cells) {
-    if (this.masks[which].length >= cells) return;
-    const size = Math.ceil(cells * 1.25);
-    this.near[which] = new Int32Array(6 * size);
-    this.masks[which] = new Uint8Array(size);
-    this.families[which] = new Uint8Array(size);
-  }
-
   /**
    * The octree of `count` Gaussians, into the leaf arrays.
    * @param {number} count
    */
   decodeOctree(count) {
-    const coder = this.coder;
     this.models.set(newModels(NUM_MODELS));
-    this.reserve(count);
-    this.reserveTree(2, 1);
-    this.reserveLevel(0, 1);
-    this.treeOccupancy[0] = this.treeFirst[0] = 0;
-    this.near[0].fill(0, 0, 6);
-    this.masks[0][0] = 0;
-    this.families[0][0] = 1;
-    let held = 0;
-    let start = 1;
-    let cells = 1;
-    for (let depth = 0; cells > 0; depth++) {
-      const children = this.decodeDepth(depth, start, cells, count - held);
-      held = count - this.open;
-      if (children) this.linkDepth(depth, start, cells, children);
-      start += cells;
-      cells = children;
+    let depth = newDepth(1);
+    depth.families[1] = 1;
+    const tree = [depth];
+    let open = count;
+    for (;;) {
+      const children = this.decodeDepth(depth, tree.length > MAX_DEPTH, open);
+      open = this.open;
+      if (!children) break;
+      const next = newDepth(children);
+      link(depth, next);
+      // Needed no more.
+      depth.near = next.near.subarray(0, 0);
+      tree.push((depth = next));
     }
-    if (held !== count) throw new SplcError("format", "the octree holds too few Gaussians");
-    coder.check();
-    this.walk();
+    if (open) throw new SplcError("format", "the octree holds too few Gaussians");
+    this.leafX = new Int32Array(count);
+    this.leafY = new Int32Array(count);
+    this.leafZ = new Int32Array(count);
+    this.leafCount = new Int32Array(count);
+    this.leafDepth = new Uint8Array(count);
+    this.leaf = 0;
+    this.walk(tree, 0, 1, 0, 0, 0);
+    this.leaf = 0;
   }
 
   /**
    * Leaf bits, counts and children of all cells of one depth.
-   * @param {number} depth
-   * @param {number} start number of the first cell
-   * @param {number} cells
-   * @param {number} open Gaussians that no leaf holds yet
+   * @param {Depth} depth
+   * @param {boolean} last whether all cells must be leaves
+   * @param {number} open Gaussians that no leaf holds yet; after this in `this.open`
    * @returns {number} cells of the next depth
    */
-  decodeDepth(depth, start, cells, open) {
+  decodeDepth({ near, masks, families, occupancies, firsts }, last, open) {
     const { coder, models } = this;
-    const near = this.near[depth & 1];
-    const masks = this.masks[depth & 1];
-    const families = this.families[depth & 1];
-    const occupancies = this.treeOccupancy;
-    const firsts = this.treeFirst;
     let children = 0;
-    for (let k = 0; k < cells; k++) {
+    for (let k = 1; k < masks.length; k++) {
       const around = masks[k];
-      const node = start + k;
       let occupancy = 0;
-      if (depth === MAX_DEPTH || coder.bit(models, LEAF_MODELS[around] + families[k] - 1)) {
+      if (last || coder.bit(models, LEAF_MODELS[around] + families[k] - 1)) {
         const inside = coder.gamma(models, COUNT_MODELS) + 1;
         if (inside > open - children) throw new SplcError("format", "the octree is damaged");
         open -= inside;
-        firsts[node] = inside;
+        firsts[k] = inside;
       } else {
         const lowX = occupancies[near[6 * k]] & 0xaa;
         const lowY = occupancies[near[6 * k + 2]] & 0xcc;
@@ -269,12 +268,12 @@ export class TileDecoder {
           occupancy |= one << child;
           ones += one;
         }
-        firsts[node] = start + cells + children;
+        firsts[k] = 1 + children;
         children += ones;
         // Every cell holds at least one Gaussian.
         if (children > open) throw new SplcError("format", "the octree is damaged");
       }
-      occupancies[node] = occupancy;
+      occupancies[k] = occupancy;
       coder.check();
     }
     this.open = open;
@@ -282,97 +281,29 @@ export class TileDecoder {
   }
 
   /**
-   * Face neighbours of the cells of the next depth, from those of their parents.
-   * @param {number} depth of the parents
-   * @param {number} start number of the first parent
-   * @param {number} cells parents
-   * @param {number} children
+   * Leaves of a cell in depth-first order.
+   * @param {Depth[]} tree
+   * @param {number} depth
+   * @param {number} cell
+   * @param {number} x
+   * @param {number} y
+   * @param {number} z
    */
-  linkDepth(depth, start, cells, children) {
-    this.reserveTree(start + cells + children, start + cells);
-    this.reserveLevel(~depth & 1, children);
-    const near = this.near[depth & 1];
-    const nextNear = this.near[~depth & 1];
-    const nextMasks = this.masks[~depth & 1];
-    const nextFamilies = this.families[~depth & 1];
-    const occupancies = this.treeOccupancy;
-    const firsts = this.treeFirst;
-    let out = 0;
-    for (let k = 0; k < cells; k++) {
-      const occupancy = occupancies[start + k];
-      if (occupancy === 0) continue;
-      const family = ONES[occupancy];
-      for (let child = 0; child < 8; child++) {
-        if (!((occupancy >> child) & 1)) continue;
-        let around = 0;
-        for (let axis = 0; axis < 3; axis++) {
-          const other = child ^ (1 << axis);
-          const upper = (child >> axis) & 1;
-          const below = (1 << other) - 1;
-          // On one side lies a sibling, on the other a child of the parent's neighbour.
-          const cousins = near[6 * k + 2 * axis + upper];
-          const outer = occupancies[cousins];
-          const there = -((outer >> other) & 1);
-          const beside = -((occupancy >> other) & 1);
-          nextNear[6 * out + 2 * axis + upper] = (firsts[cousins] + ONES[outer & below]) & there;
-          nextNear[6 * out + 2 * axis + 1 - upper] = (firsts[start + k] + ONES[occupancy & below]) & beside;
-          around |= (there & (1 << (2 * axis + upper))) | (beside & (1 << (2 * axis + 1 - upper)));
-        }
-        nextMasks[out] = around;
-        nextFamilies[out] = family;
-        out++;
-      }
+  walk(tree, depth, cell, x, y, z) {
+    const { occupancies, firsts } = tree[depth];
+    let next = firsts[cell];
+    let rest = occupancies[cell];
+    if (rest === 0) {
+      const leaf = this.leaf++;
+      this.leafX[leaf] = x;
+      this.leafY[leaf] = y;
+      this.leafZ[leaf] = z;
+      this.leafDepth[leaf] = depth;
+      this.leafCount[leaf] = next;
     }
-  }
-
-  /** Leaves in depth-first order. */
-  walk() {
-    const occupancies = this.treeOccupancy;
-    const firsts = this.treeFirst;
-    const { leafX, leafY, leafZ, leafCount, leafDepth } = this;
-    // By depth: children not visited yet, number of the next one, cell.
-    const left = new Int32Array(MAX_DEPTH + 1);
-    const next = new Int32Array(MAX_DEPTH + 1);
-    const cellX = new Int32Array(MAX_DEPTH + 1);
-    const cellY = new Int32Array(MAX_DEPTH + 1);
-    const cellZ = new Int32Array(MAX_DEPTH + 1);
-    let leaves = 0;
-    if (occupancies[1] === 0) {
-      leafX[0] = leafY[0] = leafZ[0] = leafDepth[0] = 0;
-      leafCount[0] = firsts[1];
-      return;
-    }
-    left[0] = occupancies[1];
-    next[0] = firsts[1];
-    let depth = 0;
-    while (depth >= 0) {
-      const rest = left[depth];
-      if (rest === 0) {
-        depth--;
-        continue;
-      }
+    for (; rest; rest &= rest - 1) {
       const child = 31 - Math.clz32(rest & -rest);
-      left[depth] = rest & (rest - 1);
-      const node = next[depth]++;
-      const x = (cellX[depth] << 1) | (child & 1);
-      const y = (cellY[depth] << 1) | ((child >> 1) & 1);
-      const z = (cellZ[depth] << 1) | (child >> 2);
-      const occupancy = occupancies[node];
-      if (occupancy) {
-        depth++;
-        left[depth] = occupancy;
-        next[depth] = firsts[node];
-        cellX[depth] = x;
-        cellY[depth] = y;
-        cellZ[depth] = z;
-      } else {
-        leafX[leaves] = x;
-        leafY[leaves] = y;
-        leafZ[leaves] = z;
-        leafDepth[leaves] = depth + 1;
-        leafCount[leaves] = firsts[node];
-        leaves++;
-      }
+      this.walk(tree, depth + 1, next++, 2 * x + (child & 1), 2 * y + ((child >> 1) & 1), 2 * z + (child >> 2));
     }
   }
 
