@@ -73,6 +73,8 @@ _MAX_SHARING = 2
 _FLOAT_ALPHA_MARGINS = (1e-10, 2.0**-24)
 _INT_ALPHA_MARGINS = (1e-6, 1e-6)
 _VERSIONS = (1, 2)
+# What glTF says of a scene that does not say more: a quality is judged by pictures, which are taken upright.
+_UPRIGHT: dict[str, Any] = {"up": [0.0, 1.0, 0.0]}
 
 _Json = dict[str, Any]
 _Floats = npt.NDArray[np.float64]
@@ -622,7 +624,9 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
         attributes = _build_spz(builder, scene, options, lost)
         extension["extensions"] = {_SPZ_EXTENSION: {"bufferView": 0}}
     else:
-        scene, lost = reduced(scene, options)
+        facts = scene.metadata
+        scene, lost = reduced(scene.replaced(metadata=_UPRIGHT | facts), options)
+        scene = scene.replaced(metadata=facts)
         attributes = _build_plain(builder, scene, options)
         extension |= {"sortingMethod": "cameraDistance", "projection": "perspective"}
     asset: _Json = {"version": "2.0", "generator": f"splatcodec {__version__}"}
@@ -695,7 +699,8 @@ def _build_spz(builder: _Builder, scene: Gaussians, options: WriteOptions, lost:
     """Add an SPZ file and the attributes that stand for it; what it loses goes to `lost`."""
     content = io.BytesIO()
     # What the SPZ file holds, and what helps to look at the scene; glTF itself states the frame.
-    inside = {name: scene.metadata[name] for name in ("antialiased", "up") if name in scene.metadata}
+    facts = _UPRIGHT | scene.metadata
+    inside = {name: facts[name] for name in ("antialiased", "up") if name in facts}
     inner = WriteOptions(quality=options.quality, version=2, threads=options.threads)
     lost += spz.write(scene.replaced(metadata=inside), content, inner)
     raw = content.getvalue()
