@@ -24,7 +24,7 @@ __all__ = ["best_look", "display_ranks", "level_shares", "scaled", "thumbnail_co
 _ROUNDS = (0.55, 0.35, 0.22, 0.14)  # share of the Gaussians left after each
 _GROW = (0, 140, 270, 440)  # 1/1024 octaves: 1, 1.1, 1.2, 1.35
 _SHRINK = (0, -160, -330, -530)  # of a thumbnail: 1, 0.9, 0.8, 0.7
-_GAIN = (1024, 1331)
+_GAIN = (1024, 1331, 1800, 2400)
 _LEAST_GAUSSIANS = 2048  # fewer are one level, without a thumbnail
 
 
@@ -119,5 +119,8 @@ def best_look(
             break
         best = tried
     for gain in _GAIN[1:]:
-        best = max(best, (quality(best[1], gain), best[1], gain))
+        tried = (quality(best[1], gain), best[1], gain)
+        if tried[0] <= best[0]:
+            break
+        best = tried
     return best[1], best[2]
