@@ -47,7 +47,7 @@ def thumbnail_count(count: int, sh_degree: int) -> int:
     """Merged Gaussians of level 0 for `count` coded ones: 2 to 3 % of the file, less where that is much."""
     if count < _LEAST_GAUSSIANS:
         return 0
-    wanted = (0.03 if sh_degree else 0.04) * count
+    wanted = (0.035 if sh_degree else 0.04) * count
     most = 12_000
     # Above the most, another one for every 50 wanted: each tile needs a few.
     wanted = wanted if wanted <= most else most + (wanted - most) * 0.02
