@@ -625,7 +625,7 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
         extension["extensions"] = {_SPZ_EXTENSION: {"bufferView": 0}}
     else:
         facts = scene.metadata
-        scene, lost = reduced(scene.replaced(metadata=_UPRIGHT | facts), options)
+        scene, lost = reduced(scene.replaced(metadata={**_UPRIGHT, **facts}), options)
         scene = scene.replaced(metadata=facts)
         attributes = _build_plain(builder, scene, options)
         extension |= {"sortingMethod": "cameraDistance", "projection": "perspective"}
@@ -699,7 +699,7 @@ def _build_spz(builder: _Builder, scene: Gaussians, options: WriteOptions, lost:
     """Add an SPZ file and the attributes that stand for it; what it loses goes to `lost`."""
     content = io.BytesIO()
     # What the SPZ file holds, and what helps to look at the scene; glTF itself states the frame.
-    facts = _UPRIGHT | scene.metadata
+    facts = {**_UPRIGHT, **scene.metadata}
     inside = {name: facts[name] for name in ("antialiased", "up") if name in facts}
     inner = WriteOptions(quality=options.quality, version=2, threads=options.threads)
     lost += spz.write(scene.replaced(metadata=inside), content, inner)
