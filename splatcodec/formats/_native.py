@@ -77,6 +77,7 @@ _MODULES = {
     "splat": "_native_splat",
     "spz": "_native_spz",
     "compressed-ply": "_native_compressed_ply",
+    "ksplat": "_native_ksplat",
 }
 
 

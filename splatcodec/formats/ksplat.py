@@ -181,6 +181,12 @@ def _read_sections(handle: BinaryIO, limits: Limits) -> tuple[_Header, list[_Sec
 
 def _bucket_centers(handle: BinaryIO, section: _Section, name: str) -> npt.NDArray[np.float32]:
     """(count, 3) centre of the bucket of each Gaussian."""
+    of_bucket, centers = _buckets(handle, section, name)
+    return centers[of_bucket]
+
+
+def _buckets(handle: BinaryIO, section: _Section, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """(count,) the bucket of each Gaussian, and (buckets, 3) their centres."""
     handle.seek(section.start)
     lengths = np.frombuffer(handle.read(4 * section.partial_buckets), "<u4").astype(np.int64)
     centers = np.frombuffer(handle.read(12 * section.num_buckets), "<f4").reshape(-1, 3)
@@ -192,7 +198,7 @@ def _bucket_centers(handle: BinaryIO, section: _Section, name: str) -> npt.NDArr
     # Those full come first. Of the last bucket only what the section has counts.
     ends = np.concatenate([np.full(section.full_buckets, section.bucket_gaussians, np.int64), lengths]).cumsum()
     of_bucket = np.searchsorted(ends, np.arange(section.count), side="right")
-    return centers[of_bucket]
+    return of_bucket, centers
 
 
 def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
