@@ -190,7 +190,7 @@ def measure(gaussians: Gaussians, tuning: Tuning, threads: int, tell: Tell) -> S
 
 def _cameras(gaussians: Gaussians) -> list[Any]:
     """Small pictures of many views for small scenes, fewer for large ones, where a view costs time by Gaussian."""
-    views = round(40 * min((100_000 / max(len(gaussians), 1)) ** 0.4, 1.5))
+    views = round(28 * min((100_000 / max(len(gaussians), 1)) ** 0.4, 1.5))
     if len(gaussians) < _TINY_SCENE:
         views = 24
     return encoder_cameras(gaussians, num_views=max(views, 16), size_px=192)
