@@ -429,7 +429,7 @@ def test_every_module_is_in_the_wheel():
     with open(ROOT / "pyproject.toml", "rb") as file:
         patterns = tomllib.load(file)["tool"]["setuptools"]["package-data"]["splatcodec"]
     shipped = {path for pattern in patterns for path in (ROOT / "splatcodec").glob(pattern)}
-    assert set(PLAYER.rglob("*.js")) <= shipped
+    assert {*PLAYER.rglob("*.js"), PLAYER / "package.json"} <= shipped
 
 
 def test_what_the_encoder_writes_today_decodes(small_files):

@@ -2,7 +2,7 @@
 // it is up to date. Needs nothing but Node.
 
 import { readFileSync, writeFileSync } from "node:fs";
-import { deflateRawSync, inflateRawSync } from "node:zlib";
+import { deflateSync, inflateSync } from "node:zlib";
 import { compile } from "./compile.mjs";
 
 const here = (name) => new URL(name, import.meta.url);
@@ -17,7 +17,7 @@ function lines(text) {
   return text.match(/.{1,110}/g).map((line) => `  "${line}"`);
 }
 
-const packed = deflateRawSync(bytes, { level: 9 }).toString("base64");
+const packed = deflateSync(bytes, { level: 9 }).toString("base64");
 const source = `// Made by tools/player_kernel/build.mjs from kernel.src there. Not to be changed by hand.
 
 /** A WebAssembly module of ${bytes.length} bytes, deflated, in base64. */
@@ -30,7 +30,7 @@ ${places.map(([name, value]) => `export const ${name} = ${value};`).join("\n")}
 if (process.argv.includes("--check")) {
   // What is inside counts: another zlib packs it otherwise.
   const made = await import(target);
-  const same = inflateRawSync(Buffer.from(made.KERNEL, "base64")).equals(bytes);
+  const same = inflateSync(Buffer.from(made.KERNEL, "base64")).equals(bytes);
   const names = new Map(Object.entries(made).filter(([name]) => name !== "KERNEL"));
   if (!same || names.size !== places.length || places.some(([name, value]) => names.get(name) !== value)) {
     console.error("kernel.js is not what kernel.src makes: run node tools/player_kernel/build.mjs");

@@ -31,7 +31,7 @@ let compiled = null;
 async function compile() {
   try {
     const deflated = Uint8Array.from(atob(AT.KERNEL), (c) => c.charCodeAt(0));
-    const stream = new Blob([deflated]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
+    const stream = new Blob([deflated]).stream().pipeThrough(new DecompressionStream("deflate"));
     return await WebAssembly.compile(await new Response(stream).arrayBuffer());
   } catch {
     return null;
