@@ -563,7 +563,7 @@ def verify(
             if progress:
                 progress("check", (k + 1) / len(container.chunks))
         if scene.lossless:
-            check_counts(container, container.of_type("COLS"), limits)
+            check_counts(container, [entry for entry in container.of_type("COLS") if entry.level == 0], limits)
         elif container.has_feature("lossy-1"):
             read_parameters(container)
             read_units(container, limits)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,10 +32,12 @@ class NativeScene:
     Attributes:
         head: what is not in columns, as the format's section of SPEC.md says.
         columns: (n,) by name; positions are called x, y, z.
+        palette: (m,) by name, of formats that have a second table: entries that columns pick from.
     """
 
     head: bytes
     columns: Mapping[str, Column]
+    palette: Mapping[str, Column] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -78,6 +80,7 @@ _MODULES = {
     "spz": "_native_spz",
     "compressed-ply": "_native_compressed_ply",
     "ksplat": "_native_ksplat",
+    "sog": "_native_sog",
 }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,6 +66,12 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
         What the quality left out.
     """
     files, losses = _files(gaussians, options)
+    write_bundle(file, files)
+    return losses
+
+
+def write_bundle(file: BinaryIO, files: Mapping[str, bytes]) -> None:
+    """Write files by name as one ZIP."""
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in files.items():
             # Textures are packed already. Every reader known inflates.
@@ -72,7 +79,6 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
             info = zipfile.ZipInfo(name, _ZIP_DATE)
             info.compress_type = method
             archive.writestr(info, content, compresslevel=9)
-    return losses
 
 
 def write_folder(gaussians: Gaussians, folder: Path, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:

@@ -93,29 +93,39 @@ def encode_table(
 
 
 def column_chunks(
-    columns: Columns, threads: int | None, mixing: bool = False, boxes: Boxes | None = None
+    columns: Columns, threads: int | None, mixing: bool = False, boxes: Boxes | None = None, level: int = 0
 ) -> list[Chunk]:
-    """The COLD and COLS chunks of columns; `mixing` and `boxes` as in `encode_columns`."""
+    """The COLD and COLS chunks of columns, the table `level`; `mixing` and `boxes` as in `encode_columns`."""
     description, blocks = encode_columns(columns, threads=threads, mixing=mixing, boxes=boxes)
     rows = len(next(iter(columns.values()))) if columns else 0
-    chunks = [Chunk("COLD", description)]
+    chunks = [Chunk("COLD", description, level=level)]
     for k, (block, count) in enumerate(zip(blocks, block_counts(rows))):
         # The container's bound on Gaussians a byte holds for these chunks too.
-        chunks.append(Chunk("COLS", block + bytes(max(0, -(-count // 8) - len(block))), tile=k, count=count))
+        chunks.append(
+            Chunk("COLS", block + bytes(max(0, -(-count // 8) - len(block))), level=level, tile=k, count=count)
+        )
     return chunks
 
 
 def read_columns(
-    container: Container, limits: Limits, threads: int | None, boxes: Boxes | None = None
+    container: Container, limits: Limits, threads: int | None, boxes: Boxes | None = None, level: int = 0
 ) -> dict[str, npt.NDArray[Any]]:
-    """The columns of a file's COLD and COLS chunks; `boxes` as the encoder had them.
+    """The columns of a file's COLD and COLS chunks of the table `level`; `boxes` as the encoder had them.
 
     Raises:
         SplatCodecError: they are damaged.
     """
-    cold = container.one("COLD")
-    entries = container.of_type("COLS")
-    check_counts(container, entries, limits)
+    described = [entry for entry in container.of_type("COLD") if entry.level == level]
+    if len(described) != 1:
+        raise FormatError(
+            f"{len(described)} COLD chunks of level {level}, expected one", file=container.name, chunk="COLD"
+        )
+    cold = described[0]
+    entries = [entry for entry in container.of_type("COLS") if entry.level == level]
+    if level == 0:
+        check_counts(container, entries, limits)
+    else:
+        limits.check_gaussians(sum(entry.count for entry in entries), file=container.name)
     try:
         description = container.read(cold)
         blocks = [container.read(entry) for entry in entries]

@@ -62,6 +62,8 @@ class NativeSource:
         start = bytes([self.native.code]) + write_varint(len(head))
         boxes = None if self.native.boxes is None else self.native.boxes(head, len(self.scene))
         columns = column_chunks(self.scene.columns, threads, mixing=True, boxes=boxes)
+        if self.scene.palette:
+            columns += column_chunks(self.scene.palette, threads, mixing=True, level=1)
         chunks = [Chunk("NATV", start + zlib.compress(head, 9)), *columns]
         if progress:
             progress("lossless", 1.0)
@@ -136,7 +138,10 @@ def _decode(container: Container, limits: Limits, threads: int | None) -> tuple[
     except SplatCodecError as error:
         error.offset = None  # of a file that is not there
         raise error.locate(file=container.name, chunk="NATV") from None
-    return native, NativeScene(head, read_columns(container, limits, threads, boxes))
+    columns = read_columns(container, limits, threads, boxes)
+    has_palette = any(entry.level == 1 for entry in container.of_type("COLD"))
+    palette = read_columns(container, limits, threads, level=1) if has_palette else {}
+    return native, NativeScene(head, columns, palette)
 
 
 def decode_gaussians(
