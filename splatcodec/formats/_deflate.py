@@ -22,6 +22,8 @@ _LAST_LEVEL = 7
 _JOB_BYTES = 2 << 20
 # Streams up to this are compressed by zstd's slow levels, too.
 _THOROUGH_BYTES = 1 << 20
+# Longer ones are searched for matches half as long.
+_LARGE_BYTES = 8 << 20
 
 
 def num_threads(threads: int | None) -> int:
@@ -90,7 +92,7 @@ def zstd_frames(streams: Sequence[bytes], threads: int | None = None) -> list[by
             window_log=20,
             chain_log=20,
             hash_log=20,
-            search_log=4,
+            search_log=4 if len(stream) <= _LARGE_BYTES else 3,
             min_match=5,
             target_length=48,
             threads=count if len(stream) > _JOB_BYTES else 0,
