@@ -6,7 +6,6 @@ Versions 1 and 2 are read (`_sog_read`), version 2 is written (`_sog_encode`).
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -72,6 +71,8 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
 
 def write_bundle(file: BinaryIO, files: Mapping[str, bytes]) -> None:
     """Write files by name as one ZIP."""
+    import zipfile  # slow to load, and most programs read and write other formats
+
     with zipfile.ZipFile(file, "w") as archive:
         for name, content in files.items():
             # Textures are packed already. Every reader known inflates.
