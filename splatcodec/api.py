@@ -291,7 +291,7 @@ def _compress_lossless(
     native = None if isinstance(source, Gaussians) else take_apart(source, limits, notes)
     if native is not None:
         assert not isinstance(source, Gaussians)
-        count, source_bytes = len(native.scene), os.path.getsize(source)
+        count, source_bytes = len(native.scene), native.size_bytes
         if reorder:
             native.reorder()
         notes += native.notes
@@ -313,7 +313,8 @@ def _compress_lossless(
             }
     if native is not None:
         if native.content_sha256 is not None:
-            metadata["source"]["content_sha256"] = native.content_sha256
+            facts = metadata.setdefault("source", {"name": Path(source).name})  # type: ignore[arg-type]
+            facts["content_sha256"] = native.content_sha256
         chunks = [_meta_chunk(metadata), *native.chunks(threads, progress)]
         return chunks, [Feature("lossless-1"), Feature(FEATURE)], count
     chunks = encode_table(table, reorder=reorder, threads=threads, progress=progress)

@@ -32,6 +32,7 @@ import numpy.typing as npt
 from splatcodec import api
 from splatcodec.bitstream.container import MAJOR, MINOR
 from splatcodec.errors import SplatCodecError, SplatCodecWarning
+from splatcodec.formats import WriteOptions, formats
 from splatcodec.gaussians import Gaussians
 from splatcodec.preprocess.plan import LossyOptions
 from splatcodec.sample import sample_scene
@@ -51,10 +52,11 @@ class Case:
 
     Attributes:
         exercises: what it is for.
-        source: makes the scene, or the bytes of a PLY file.
+        source: makes the scene, or the bytes of a file.
         options: arguments of `api.compress`.
         max_tile: Gaussians a tile, where smaller than the encoder's own choice, so that a small file has several.
         shares: of the levels, and thumbnail: number of merged Gaussians, where not the encoder's own choice.
+        suffix: of a file.
     """
 
     exercises: str
@@ -63,6 +65,7 @@ class Case:
     max_tile: int | None = None
     shares: tuple[float, ...] | None = None
     thumbnail: int = 0
+    suffix: str = ".ply"
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------
@@ -157,6 +160,25 @@ def _ply(order: str) -> bytes:
     return "\n".join(lines).encode() + rows.tobytes() + b"\x01\x02\x03\x04"
 
 
+def _written(name: str, sh_degree: int, version: int | None = None) -> bytes:
+    """A file of another format, as this package writes it."""
+    fmt = formats()[name]
+    assert fmt.write is not None
+    file = io.BytesIO()
+    fmt.write(_scene(30, sh_degree), file, WriteOptions(version=version, threads=1))
+    return file.getvalue()
+
+
+def _recompressed(name: str, sh_degree: int, version: int | None = None, **options: Any) -> Case:
+    said = f"{formats()[name].title}{'' if version is None else f', version {version}'}"
+    return Case(
+        f"{said}, SH degree {sh_degree}, in its own integers",
+        functools.partial(_written, name, sh_degree, version),
+        {"lossless": True, **options},
+        suffix=formats()[name].suffixes[0],
+    )
+
+
 CASES: dict[str, Case] = {
     "lossy-empty": Case("no Gaussians, SH degree 0", lambda: Gaussians.empty(0)),
     "lossy-one": Case("one Gaussian, SH degree 3", lambda: _scene(1), {"prune": False}),
@@ -205,6 +227,13 @@ CASES: dict[str, Case] = {
     "lossless-ply-big-endian": Case(
         "a big-endian PLY", functools.partial(_ply, "binary_big_endian"), {"lossless": True}
     ),
+    "lossless-native-splat": _recompressed("splat", 0),
+    "lossless-native-spz2": _recompressed("spz", 1, 2),
+    "lossless-native-spz3": _recompressed("spz", 3, 3),
+    "lossless-native-spz4": _recompressed("spz", 0, 4),
+    "lossless-native-compressed-ply": _recompressed("compressed-ply", 1),
+    "lossless-native-ksplat": _recompressed("ksplat", 1, 1),
+    "lossless-native-sog": _recompressed("sog", 1),
 }
 
 
@@ -224,20 +253,20 @@ def _layout_of(case: Case) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _as_source(source: Gaussians | bytes) -> Iterator[Gaussians | Path]:
+def _as_source(source: Gaussians | bytes, suffix: str) -> Iterator[Gaussians | Path]:
     """Gaussians as they are, bytes as a file."""
     if isinstance(source, Gaussians):
         yield source
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "scene.ply"
+        path = Path(folder) / f"scene{suffix}"
         path.write_bytes(source)
         yield path
 
 
 def encode(case: Case, threads: int | None = None) -> bytes:
     """The file that today's encoder makes of a case."""
-    with _layout_of(case), _as_source(case.source()) as source:
+    with _layout_of(case), _as_source(case.source(), case.suffix) as source:
         return api.compress(source, threads=threads, **case.options)
 
 
@@ -257,7 +286,7 @@ def max_error(case: Case, decoded: Gaussians) -> dict[str, float] | None:
     """Largest differences between the source and what is decoded; None where rows cannot be paired."""
     source = case.source()
     if not isinstance(source, Gaussians):
-        with _as_source(source) as path, warnings.catch_warnings():
+        with _as_source(source, case.suffix) as path, warnings.catch_warnings():
             warnings.simplefilter("ignore", SplatCodecWarning)  # the further elements of the PLY
             source = api.read(path)  # type: ignore[arg-type]
     if case.options.get("lossless"):

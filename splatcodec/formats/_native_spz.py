@@ -102,6 +102,8 @@ def _parts(scene: NativeScene) -> tuple[int, Any, bytes, bytes, list[bytes]]:
         raise FormatError("the head is not that of the columns", chunk="NATV")
     layout = _layout(header)
     check_columns(scene.columns, layout)
+    if len(content) > spz._HEADER.size and container != _ZSTD and not header.flags & spz._FLAG_EXTENSIONS:
+        raise FormatError("there are bytes after the last array", chunk="NATV")
     size = spz._HEADER_4.size if container == _ZSTD else spz._HEADER.size
     if container == _ZSTD and header.toc_offset != len(content):
         raise FormatError("the head is not that of the columns", chunk="NATV")
@@ -125,7 +127,7 @@ def _parts(scene: NativeScene) -> tuple[int, Any, bytes, bytes, list[bytes]]:
     else:
         streams.append(np.stack(values[10:13], 1))
     if len(values) > at:
-        sh = np.stack(values[at:]).reshape(3, -1, count)
+        sh = np.stack(values[at:]).reshape(3, (len(values) - at) // 3, count)
         streams.append(sh.transpose(2, 1, 0))
     raw = [stream.tobytes() for stream in streams if stream.size]
     return container, header, content[:size], content[size:], raw

@@ -7,7 +7,7 @@ needed to decode.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,7 +113,8 @@ def fit_plan(
     num_rows = sum(counts)
     spatial = all(any(s.name == name for s in specs) for name in POSITION_NAMES)
     order = _coding_order(specs, spatial)
-    columns, dictionaries = _choose_modes(specs, arrays, order, num_rows)
+    unlisted = set() if boxes is None else {spec.name for spec in specs if boxes.has(spec.name)}
+    columns, dictionaries = _choose_modes(specs, arrays, order, num_rows, mixing, unlisted)
     if mixing:
         columns = _as_mixed(specs, columns, 3 if spatial else 0)
     plan = Plan(specs, spatial, False, tuple(columns), tuple(dictionaries))
@@ -168,8 +169,14 @@ def _coding_order(specs: Sequence[ColumnSpec], spatial: bool) -> list[int]:
 
 
 def _choose_modes(
-    specs: Sequence[ColumnSpec], arrays: Sequence[npt.NDArray[Any]], order: Sequence[int], num_rows: int
+    specs: Sequence[ColumnSpec],
+    arrays: Sequence[npt.NDArray[Any]],
+    order: Sequence[int],
+    num_rows: int,
+    mixing: bool,
+    unlisted: Set[str],
 ) -> tuple[list[ColumnPlan], list[Keys]]:
+    """How each column is coded; those in `unlisted` get no dictionary, integers to be mixed only one that has gaps."""
     columns: list[ColumnPlan] = []
     dictionaries: list[tuple[ColumnSpec, Keys]] = []
     samples: list[Keys] = []
@@ -178,10 +185,11 @@ def _choose_modes(
         spec, array = specs[source], arrays[source]
         sample = spec.to_keys(array[::stride])
         samples.append(sample)
+        lists = spec.name not in unlisted and not (mixing and not spec.is_float and _is_dense(sample))
         columns.append(
             _as_constant(source, spec, array, sample)
             or _as_copy(source, specs, arrays, columns, samples)
-            or _as_dictionary(source, spec, array, sample, dictionaries)
+            or (_as_dictionary(source, spec, array, sample, dictionaries) if lists else None)
             or _as_plain(source, spec, array, sample)
         )
     for index, column in enumerate(columns):
@@ -190,6 +198,11 @@ def _choose_modes(
             places = np.searchsorted(known, spec.to_sorted(samples[index]))
             columns[index] = replace(column, special=int(np.bincount(places).argmax()))
     return columns, [spec.from_sorted(keys) for spec, keys in dictionaries]
+
+
+def _is_dense(keys: Keys) -> bool:
+    """Whether most numbers between the ends of these keys (n,) are among them."""
+    return len(keys) > 0 and 2 * len(np.unique(keys)) > int(keys.max()) - int(keys.min())
 
 
 def _as_constant(source: int, spec: ColumnSpec, array: npt.NDArray[Any], sample: Keys) -> ColumnPlan | None:

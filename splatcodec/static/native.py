@@ -39,12 +39,14 @@ class NativeSource:
 
     Attributes:
         native: how its format is taken apart. scene: the parts. notes: what was done, for people.
+        size_bytes: of the file, or of all files of a folder.
         content_sha256: of what is inside the file, uncompressed; None if the order was changed.
     """
 
-    def __init__(self, native: NativeFormat, scene: NativeScene, content: bytes) -> None:
+    def __init__(self, native: NativeFormat, scene: NativeScene, content: bytes, size_bytes: int) -> None:
         self.native = native
         self.scene = scene
+        self.size_bytes = size_bytes
         self.notes: list[str] = []
         self.content_sha256: str | None = hashlib.sha256(content).hexdigest()
 
@@ -70,6 +72,12 @@ class NativeSource:
         return chunks
 
 
+def _size_of(path: PathLike) -> int:
+    if not os.path.isdir(path):
+        return os.path.getsize(path)
+    return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
+
+
 def take_apart(path: PathLike, limits: Limits, notes: list[str]) -> NativeSource | None:
     """The parts of a file, if its format is known and they give every byte of its content back.
 
@@ -80,7 +88,7 @@ def take_apart(path: PathLike, limits: Limits, notes: list[str]) -> NativeSource
         SplatCodecError: the file is damaged.
     """
     native = by_name(detect(path).name)
-    if native is None or os.path.isdir(path):
+    if native is None:
         return None
     with warnings.catch_warnings():  # nothing is dropped here, whatever the reader has to leave out
         warnings.simplefilter("ignore", SplatCodecWarning)
@@ -88,7 +96,7 @@ def take_apart(path: PathLike, limits: Limits, notes: list[str]) -> NativeSource
     try:
         scene, content = native.unpack(Path(path))
         if native.content(scene) == content:
-            return NativeSource(native, scene, content)
+            return NativeSource(native, scene, content, _size_of(path))
         reason = "it has values that its format's usual form does not"
     except SplatCodecError as error:
         reason = error.message
