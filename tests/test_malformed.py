@@ -230,7 +230,7 @@ def test_chunks_missing_doubled_or_in_another_place(made):
         features, count = list(container.features), container.num_gaussians
         for k, chunk in enumerate(chunks):
             without = _written(chunks[:k] + chunks[k + 1 :], features, count)
-            # Boxes are a hint, absent SH components are zero; META holds the shapes of side arrays, where there are some.
+            # Boxes are a hint, absent SH components are zero; META only has to be there for side arrays.
             optional = chunk.type in ("TBOX", "SHC1", "SHC2", "SHC3") or (
                 chunk.type == "META" and name != "lossy-extras.splc"
             )
