@@ -37,10 +37,14 @@ function unpackSh(sh, words, degree, i) {
     return value;
   };
   const scale = floatOf(((row[words - 1] >>> 24) + 856) << 20);
-  const total = 3 * ((degree + 1) ** 2 - 1);
+  const bands = (degree + 1) ** 2 - 1;
+  const wide = Math.min(bands, 8);
   const values = [];
-  for (let k = 0; k < total; k++) {
-    values.push(k < 24 ? ((bits(8 * k, 8) - 128) / 127) * scale : ((bits(192 + 7 * (k - 24), 7) - 64) / 63) * scale);
+  for (let band = 0; band < bands; band++) {
+    for (let channel = 0; channel < 3; channel++) {
+      if (band < 8) values.push(((bits(8 * (wide * channel + band), 8) - 128) / 127) * scale);
+      else values.push(((bits(192 + 49 * channel + 7 * (band - 8), 7) - 64) / 63) * scale);
+    }
   }
   return { values, scale };
 }

@@ -1,27 +1,32 @@
 // A compiler for the one small language that kernel.src is written in, to WebAssembly. It does what is needed there.
 //
 //     const NAME = 2 * 3;                     numbers, worked out here
-//     fn name(a, b: f64): i32 { ... }         parameters are i32 unless they say f64 or v128; `export fn` can be called
-//                                             from JavaScript, `inline fn` is put in place of each call: it has one
-//                                             `return`, at its end, and sets locals of the caller through `ref`
+//     fn name(a, b: f64): i32 { ... }         parameters are i32 unless they say i64, f64 or v128; `export fn` can be
+//                                             called from JavaScript, `inline fn` is put in place of each call: it has
+//                                             one `return`, at its end, sets locals of the caller through `ref`, and
+//                                             arguments that are constants stay so in it
 //     let x = 1;  x = x + 1;                  a local has the type of what it is first given
-//     i32[p + 4] = x;  y = u8[p];             memory: u8 u16 i32 (as i32), f32 f64 (as f64), v128
+//     i32[p + 4] = x;  y = u8[p];             memory: u8 u16 i32 (as i32), s32 i64 (as i64), f32 f64 (as f64), v128,
+//                                             v64 (load only: the lower half of a v128)
 //     if (c) { ... } else { ... }   while (c) { ... }   return x;   f(x);
-//     | ^ & == != < > <= >= << >> >>> + - * / ~ - !       on i32 (signed), of them + - * / - and comparisons on f64
+//     | ^ & == != < > <= >= << >> >>> + - * / ~ - !       on i32 and i64 (signed), + - * / - and comparisons on f64
 //     select(a, b, c)                         a if c else b, both worked out
 //
 // and the functions of OPERATIONS below, named as in WebAssembly.
 
-const TYPES = { i32: 0x7f, f64: 0x7c, v128: 0x7b };
+const TYPES = { i32: 0x7f, i64: 0x7e, f64: 0x7c, v128: 0x7b };
 const LOADS = {
   u8: [0x2d, "i32"], s8: [0x2c, "i32"], u16: [0x2f, "i32"], i32: [0x28, "i32"], f32: [0x2a, "f64"], f64: [0x2b, "f64"],
-  v128: [[0xfd, 0], "v128"], v64: [[0xfd, 93], "v128"],
+  i64: [0x29, "i64"], s32: [0x34, "i64"], v128: [[0xfd, 0], "v128"], v64: [[0xfd, 93], "v128"],
 };
-const STORES = { u8: 0x3a, u16: 0x3b, i32: 0x36, f32: 0x38, f64: 0x39, v128: [0xfd, 11] };
+const STORES = { u8: 0x3a, u16: 0x3b, i32: 0x36, i64: 0x37, f32: 0x38, f64: 0x39, v128: [0xfd, 11] };
 const BINARY = {
   i32: {
     "+": 0x6a, "-": 0x6b, "*": 0x6c, "&": 0x71, "|": 0x72, "^": 0x73, "<<": 0x74, ">>": 0x75, ">>>": 0x76,
     "==": 0x46, "!=": 0x47, "<": 0x48, ">": 0x4a, "<=": 0x4c, ">=": 0x4e,
+  },
+  i64: {
+    "+": 0x7c, "-": 0x7d, "*": 0x7e, "&": 0x83, "|": 0x84, "<<": 0x86, ">>": 0x87, ">>>": 0x88, "<": 0x53, ">": 0x55,
   },
   f64: {
     "+": 0xa0, "-": 0xa1, "*": 0xa2, "/": 0xa3, "==": 0x61, "!=": 0x62, "<": 0x63, ">": 0x64, "<=": 0x65, ">=": 0x66,
@@ -41,6 +46,10 @@ const OPERATIONS = {
   ctz: [["i32"], "i32", [0x68]],
   popcnt: [["i32"], "i32", [0x69]],
   below: [["i32", "i32"], "i32", [0x49]], // unsigned <
+  i64: [["i32"], "i64", [0xac]],
+  low: [["i64"], "i32", [0xa7]], // the lower half
+  i64_below: [["i64", "i64"], "i32", [0x54]],
+  i64_ctz: [["i64"], "i64", [0x7a]],
   floor: [["f64"], "f64", [0x9c]],
   abs: [["f64"], "f64", [0x99]],
   f64: [["i32"], "f64", [0xb7]],
@@ -51,6 +60,12 @@ const OPERATIONS = {
   f64x2_splat: [["f64"], "v128", simd(20)],
   i32x4_lane: [["v128", "#"], "i32", simd(27)],
   f64x2_lane: [["v128", "#"], "f64", simd(33)],
+  i64x2_lane: [["v128", "#"], "i64", simd(29)],
+  i16x8_narrow_i32x4_s: [["v128", "v128"], "v128", simd(133)],
+  i32x4_dot_i16x8_s: [["v128", "v128"], "v128", simd(186)],
+  i8x16_narrow_i16x8_u: [["v128", "v128"], "v128", simd(102)],
+  i32x4_ne: [["v128", "v128"], "v128", simd(56)],
+  i32x4_bitmask: [["v128"], "i32", simd(164)],
   i32x4_add: [["v128", "v128"], "v128", simd(174)],
   i32x4_shr_s: [["v128", "i32"], "v128", simd(172)],
   i32x4_min_s: [["v128", "v128"], "v128", simd(182)],
@@ -73,7 +88,7 @@ const OPERATIONS = {
 function unsigned(x) {
   return x < 128 ? [x] : [(x & 127) | 128, ...unsigned(Math.floor(x / 128))];
 }
-const signed = (x) => (x >= -64 && x < 64 ? [x & 127] : [(x & 127) | 128, ...signed(x >> 7)]);
+const signed = (x) => (x >= -64 && x < 64 ? [x & 127] : [(x & 127) | 128, ...signed(Math.floor(x / 128))]);
 const vector = (items) => [...unsigned(items.length), ...items.flat()];
 const f64Bytes = (x) => [...new Uint8Array(Float64Array.of(x).buffer)];
 
@@ -213,10 +228,12 @@ export function compile(source) {
   const compiled = functions.filter((fn) => !fn.inline);
   const indices = new Map(compiled.map((fn, k) => [fn.name, k]));
 
+  /** What names stand for: local variables and constants. */
+  let scope = new Map();
   /** The value of an expression that is a constant, else undefined. */
   function constantOf(node) {
     if (node.kind === "number") return node.type ? undefined : node.value;
-    if (node.kind === "name") return values.get(node.name);
+    if (node.kind === "name") return scope.has(node.name) ? scope.get(node.name).constant : values.get(node.name);
     if (node.kind === "negative") {
       const x = constantOf(node.of);
       return x === undefined ? undefined : -x;
@@ -224,8 +241,11 @@ export function compile(source) {
     if (node.kind !== "binary") return undefined;
     const [a, b] = [constantOf(node.a), constantOf(node.b)];
     if (a === undefined || b === undefined) return undefined;
-    const work = { "+": a + b, "-": a - b, "*": a * b, "<<": a << b, "|": a | b, "&": a & b, "^": a ^ b, ">>": a >> b };
-    return work[node.op];
+    const work = {
+      "<": a < b, ">": a > b, "==": a === b,
+      "+": a + b, "-": a - b, "*": a * b, "<<": a << b, ">>": a >> b, "|": a | b, "&": a & b, "^": a ^ b,
+    };
+    return work[node.op] === undefined ? undefined : Number(work[node.op]);
   }
   for (const [to, node] of constants) {
     const value = constantOf(node);
@@ -235,11 +255,11 @@ export function compile(source) {
 
   function bodyOf(fn) {
     const locals = fn.params.map(([, type]) => type);
-    let scope = new Map(fn.params.map(([name, type], k) => [name, { index: k, type }]));
+    scope = new Map(fn.params.map(([name, type], k) => [name, { index: k, type }]));
     const code = [];
     const emit = (...bytes) => code.push(...bytes.flat());
     // Locals whose scope has ended serve again; `taken` are those of the scope that is open.
-    const idle = { i32: [], f64: [], v128: [] };
+    const idle = { i32: [], i64: [], f64: [], v128: [] };
     let taken = [];
     const fresh = (type) => {
       const index = idle[type].pop() ?? locals.push(type) - 1;
@@ -347,6 +367,10 @@ export function compile(source) {
         else emit(0x1b);
         return type;
       }
+      if (name === "i64" && constantOf(args[0]) !== undefined) {
+        emit(0x42, signed(constantOf(args[0])));
+        return "i64";
+      }
       if (name in OPERATIONS) {
         const [types, result, bytes, again] = OPERATIONS[name];
         if (types.length !== args.length) fail(node, `${name} takes ${types.length}`);
@@ -364,7 +388,9 @@ export function compile(source) {
       const refs = new Map();
       args.forEach((arg, k) => {
         const [param, type] = target.params[k];
+        const constant = target.inline ? constantOf(arg) : undefined;
         if (type === "ref") refs.set(param, scope.get(arg.name) ?? fail(node, `${param} must be a local`));
+        else if (constant !== undefined) refs.set(param, { constant });
         else expect(arg, type);
       });
       if (!target.inline) {
@@ -374,7 +400,7 @@ export function compile(source) {
       return scoped(() => inline(node, target, refs));
     }
     function inline(node, target, refs) {
-      const params = target.params.filter(([, type]) => type !== "ref");
+      const params = target.params.filter(([param]) => !refs.has(param));
       const locals = params.map(([param, type]) => [param, { index: fresh(type), type }]);
       for (const [, { index }] of [...locals].reverse()) set(index);
       scope = new Map([...refs, ...locals]);
@@ -413,11 +439,14 @@ export function compile(source) {
             return;
           }
           const local = scope.get(node.left.name) ?? fail(node, `no ${node.left.name}`);
+          if (local.constant !== undefined) fail(node, `${node.left.name} is a constant here`);
           expect(node.value, local.type);
           set(local.index);
           return;
         }
-        case "if":
+        case "if": {
+          const known = constantOf(node.condition);
+          if (known !== undefined) return block(known ? node.then : node.otherwise);
           expect(node.condition, "i32");
           emit(0x04, 0x40);
           block(node.then);
@@ -427,6 +456,7 @@ export function compile(source) {
           }
           emit(0x0b);
           return;
+        }
         case "while":
           // One test before, one at the end of each round.
           expect(node.condition, "i32");

@@ -68,7 +68,7 @@ export class FastEngine {
       at += bytes;
       return at - bytes;
     };
-    const mapsAt = place((maps.length + 15) & -16);
+    const mapsAt = place((2 * maps.length + 15) & -16);
     const firstAt = place(first.length);
     const startsAt = place(starts.byteLength + 16);
     /** Where what a chunk needs begins. */
@@ -79,36 +79,45 @@ export class FastEngine {
     this.put(AT.LEAF_MODELS, LEAF_MODELS);
     this.put(AT.STEPS, Uint16Array.from(STEPS));
     this.put(AT.CHILD_MODELS, Uint16Array.from(CHILD_MODELS));
-    this.put(AT.NEAR_CELLS, NEAR_CELLS);
-    this.put(AT.OWN_CELLS, OWN_CELLS);
+    this.put(AT.NEAR_CELLS, NEAR_CELLS.map((cells) => 2 * cells));
+    this.put(AT.OWN_CELLS, OWN_CELLS.filter((_, k) => k % 2 === 0).map((cells) => 2 * cells));
     this.put(AT.EXP2, EXP2);
     this.put(AT.POWERS, POWERS);
+    this.put(AT.WEIGHTS, Int16Array.of(1, 128, 1, 128, 1, 128, 1, 0));
     this.put(AT.KEYS, BigInt64Array.from({ length: 16 }, (_, k) => BigInt(15 - k)));
-    this.put(mapsAt, maps);
+    this.put(mapsAt, Uint16Array.from(maps, (table) => 128 * table));
     this.put(firstAt, first);
     this.put(startsAt, starts);
-    this.putParameters(Int32Array.of(firstAt, startsAt, mapsAt));
+    this.putParameters(firstAt, startsAt, mapsAt);
   }
 
-  /** @param {Int32Array} tables */
-  putParameters(tables) {
+  /**
+   * @param {number} firstAt
+   * @param {number} startsAt
+   * @param {number} mapsAt
+   */
+  putParameters(firstAt, startsAt, mapsAt) {
     const p = this.parameters;
     const { shDegree } = p;
     const steps = [p.sizeStep, p.precision, p.shStep, p.shapeStep, p.opacityStep, p.colorStep];
     this.put(AT.SCENE, Float64Array.of(...steps, ...p.colorBasis, ...p.shColorBasis));
     const bands = (shDegree + 1) ** 2 - 1;
-    this.put(AT.FIRST, Int32Array.of(...tables, bands));
-    for (let k = 0; k < bands; k++) this.put(AT.BAND_BASIS + 128 * k, p.shBandBasis.slice(bands * k, bands * (k + 1)));
-    p.sources.forEach((source, f) => {
-      this.put(AT.FEATURE_LIST + 16 * f, p.coefficients.slice(f, f + 1));
-      this.put(AT.FEATURE_LIST + 16 * f + 8, Int32Array.of(AT.FEATURES + 8 * source));
-    });
+    this.put(AT.FIRST, Int32Array.of(firstAt, startsAt, 0, bands));
+    for (let k = 0; k < bands; k++) this.put(AT.BAND_BASIS + 192 * k, p.shBandBasis.slice(bands * k, bands * (k + 1)));
+    let end = AT.FEATURE_LIST;
     for (let s = 0; s < STREAMS[shDegree]; s++) {
+      // Features come in pairs; the last of an odd number has a companion of coefficient 0.
+      for (let f = p.begin[s]; f < p.begin[s + 1]; f++) {
+        this.put(end, Int32Array.of(p.coefficients[f], AT.FEATURES + 4 * p.sources[f], 0, AT.FEATURES));
+        end += 8;
+      }
+      end = (end + 15) & -16;
       const at = AT.STREAMS + 128 * s;
-      const features = s < 12 ? [p.begin[s], p.begin[s + 1]].map((f) => AT.FEATURE_LIST + 16 * f) : [0, 0];
-      this.put(at, p.bases.slice(16 * s, 16 * s + 16));
-      this.put(at + 32, Int32Array.of(p.modes[s], p.terms[2 * s], p.terms[2 * s + 1], ...features));
-      this.put(at + 56, p.bias.slice(s, s + 1));
+      this.put(at, Int32Array.from(p.bases.subarray(16 * s, 16 * s + 16), (base) => mapsAt + 2 * base));
+      const mode = p.modes[s];
+      const terms = p.terms.subarray(2 * s, 2 * s + 2);
+      this.put(at + AT.NEAR_AT, Int32Array.of(AT.NEAR_CELLS + mode, AT.OWN_CELLS + mode / 2, end, ...terms));
+      this.put(at + AT.BIAS, BigInt64Array.of(BigInt(p.bias[s])));
       if (s < 12) continue;
       const layer = STREAMS.findIndex((end) => s < end);
       const steps = AT.LAYER_STEPS + 576 * (layer - 1) + 8 * (s - STREAMS[layer - 1]);
@@ -155,7 +164,7 @@ export class FastEngine {
     const states = 4 << logStates;
     this.u8.copyWithin(coder, at + from, at + from + states);
     const raw = at + from + length;
-    this.i32.set([(1 << logStates) - 1, 0, at + from + states, raw, 0, raw, 8 * (end - raw)], (coder + AT.MASK) / 4);
+    this.i32.set([states - 4, 0, at + from + states, raw, 0, raw, 8 * (end - raw)], (coder + AT.MASK) / 4);
     return (end + RAW_SLACK + 15) & -16;
   }
 
@@ -167,7 +176,7 @@ export class FastEngine {
     const coder = (AT.CODERS + 256 * which) / 4;
     const [mask, , at, last] = this.i32.subarray(coder + 32);
     let whole = at === last;
-    for (let k = 0; k <= mask; k++) whole &&= this.i32[coder + k] === PAGE;
+    for (let k = 0; k <= mask / 4; k++) whole &&= this.i32[coder + k] === PAGE;
     if (!whole) throw new SplcError("format", "the rANS stream does not end where its symbols do");
   }
 

@@ -241,10 +241,10 @@ export function writeShArrays(parameters, layers, size, shN, first) {
  *
  * `colour` is 0.5 + C0 * sh0, not held to 0..1.
  *
- * SH coefficients come apart from them, 3, 7 or 11 words a Gaussian: a bit string, lowest bits first, of 8 bits for
- * each coefficient of the first eight basis functions, 7 for those of the others, three channels together; the top byte
- * is the scale's. With scale = the float with the bits (byte + 856) << 20 a coefficient is (q - 128) / 127 * scale, or
- * (q - 64) / 63 * scale.
+ * SH coefficients come apart from them, 3, 7 or 11 words a Gaussian: a bit string, lowest bits first. It has 8 bits for
+ * each of the first eight basis functions (or three), red of all, then green, then blue; then 7 bits for each of the
+ * others, in the same order; the top byte of the last word is the scale's. With scale = the float with the bits
+ * (byte + 856) << 20 a coefficient is (q - 128) / 127 * scale, or (q - 64) / 63 * scale.
  * @typedef {object} Records
  * @property {Uint32Array} records 4 words a Gaussian
  * @property {Float32Array} boxes 16 numbers for each BLOCK Gaussians
@@ -390,41 +390,38 @@ export function writeShRecords(parameters, layers, size, sh, first) {
   const shWords = SH_WORDS[parameters.shDegree];
   const transform = new ShTransform(parameters, layers);
   const coefficients = transform.out;
-  const total = coefficients.length;
-  const wide = Math.min(total, 24);
+  const bands = coefficients.length / 3;
   for (let i = 0; i < size; i++) {
     transform.run(i);
     let most = 0;
-    for (let k = 0; k < total; k++) {
+    for (let k = 0; k < 3 * bands; k++) {
       const x = Math.abs(coefficients[k]);
       if (x > most) most = x;
     }
     floats[0] = most;
     const code = Math.min(255, Math.max(0, ((bits[0] + 0xfffff) >> 20) - SCALE_BASE));
     bits[0] = (code + SCALE_BASE) << 20;
-    const at = shWords * (first + i);
-    const per = 127 / floats[0];
+    const scale = floats[0];
+    let at = shWords * (first + i);
     let word = 0;
-    for (let k = 0; k < wide; k++) {
-      const q = held(coefficients[k] * per + 128.5, 255);
-      word |= q << (8 * (k & 3));
-      if ((k & 3) === 3) {
-        sh[at + (k >> 2)] = word;
-        word = 0;
+    let shift = 0;
+    for (let from = 0; from < bands; from += 8) {
+      const width = from ? 7 : 8;
+      const per = (from ? 63 : 127) / scale;
+      const middle = (from ? 64 : 128) + 0.5;
+      for (let channel = 0; channel < 3; channel++) {
+        for (let band = from; band < Math.min(bands, from + 8); band++) {
+          const q = held(coefficients[3 * band + channel] * per + middle, 2 ** width - 1);
+          word |= q << shift;
+          shift += width;
+          if (shift >= 32) {
+            sh[at++] = word;
+            shift -= 32;
+            word = shift ? q >>> (width - shift) : 0;
+          }
+        }
       }
     }
-    let position = 8 * wide;
-    const perNarrow = 63 / floats[0];
-    for (let k = wide; k < total; k++) {
-      const q = held(coefficients[k] * perNarrow + 64.5, 127);
-      const shift = position & 31;
-      word |= q << shift;
-      position += 7;
-      if ((position & 31) < 7) {
-        sh[at + (position >> 5) - 1] = word;
-        word = shift > 25 ? q >>> (32 - shift) : 0;
-      }
-    }
-    sh[at + shWords - 1] = word | (code << 24);
+    sh[at] = word | (code << 24);
   }
 }
