@@ -179,7 +179,7 @@ class BlockState:
 
     def mixed_column(self, index: int, width: int) -> MixedColumn:
         """What the kernels for mixed columns need."""
-        return MixedColumn(self._numbers[index], max(width - 6, 0))
+        return MixedColumn(self._numbers[index], max(width - 8, 0))
 
     def enter_spatial_order(self, columns: Sequence[npt.NDArray[Any]]) -> None:
         """Go on in Morton order of the positions, given all columns in file order."""

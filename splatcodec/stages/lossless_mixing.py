@@ -23,11 +23,13 @@ __all__ = ["MAX_DECISIONS", "NO_CLASS", "MixedColumn", "Mixer", "decode_mixed", 
 INPUTS = 7
 NODES = 64
 LEVELS = 24
+VALUES = 256  # contexts of the second input: where the values begin that a decision is about
+NARROW = 8  # bits of a column all of whose decisions are mixed
 RATE_LIMIT = 254
 MAX_LENGTH = 33  # bits of a difference
-MAX_DECISIONS = 2 + MAX_LENGTH + 2  # of one value
+MAX_DECISIONS = 2 + MAX_LENGTH + 2 + NARROW  # of one value
 NO_CLASS = 3  # what a column that is not mixed is taken for
-_CONTEXTS = (LEVELS, 96, 64, 81, 49, 49)  # of one column; the last input's contexts are shared by all
+_CONTEXTS = (LEVELS, 96, VALUES, 81, 49, 49)  # of one column; the last input's contexts are shared by all
 _SHARED = 4 * LEVELS
 _START = np.array([sum(_CONTEXTS[:k]) for k in range(len(_CONTEXTS))], np.int64)
 _COLUMN = sum(_CONTEXTS)
@@ -42,7 +44,7 @@ class MixedColumn(NamedTuple):
     """What the kernels need of a mixed column beside its ColumnModel.
 
     Attributes:
-        number: of the column among the mixed ones. quantum: predictions >> this are 0..63.
+        number: of the column among the mixed ones. quantum: predictions >> this are 0..255.
     """
 
     number: int
@@ -106,7 +108,7 @@ def _contexts(i, model, column, mu, level, keys, links, before, partner, third, 
     start = column.number * _COLUMN
     rows[0] = start + _START[0] + level
     rows[1] = start + _START[1] + part * 12 + (level >> 1)
-    rows[2] = start + _START[2] + min(max(predicted >> column.quantum, 0), 63)
+    rows[2] = 0  # see `_begin`
     rows[3] = start + _START[3] + _wide_class(nearest, c) * 9 + _wide_class(other, c)
     rows[4] = start + _START[4] + np.int64(before[i]) * 7 + np.int64(partner[i])
     rows[5] = start + _START[5] + np.int64(partner[i]) * 7 + np.int64(third[i])
@@ -114,6 +116,13 @@ def _contexts(i, model, column, mu, level, keys, links, before, partner, third, 
     for k in range(INPUTS):
         rows[k] *= NODES
     return predicted, c
+
+
+@njit(cache=True, nogil=True)
+def _begin(column, value, rows):
+    """Set the context of the input that knows where the values begin that the next decision is about."""
+    place = min(max(value >> column.quantum, 0), VALUES - 1)
+    rows[2] = (column.number * _COLUMN + _START[2] + place) * NODES
 
 
 @njit(cache=True, nogil=True)
@@ -223,10 +232,12 @@ def encode_mixed(
         predicted, c = _contexts(i, model, column, mu, level, keys, links, before, partner, third, mixer, contexts)
         r = np.int64(keys[i]) - predicted
         classes[i] = _class(r, c)
+        _begin(column, predicted, contexts)
         count = _put(0, 1 if r == 0 else 0, number, level, contexts, mixer, inputs, intervals, count)
         if r != 0:
             count = _put(1, 1 if r < 0 else 0, number, level, contexts, mixer, inputs, intervals, count)
             m = abs(r)
+            side = np.int64(-1) if r < 0 else np.int64(1)
             length = 1
             while m >> length:
                 length += 1
@@ -234,15 +245,23 @@ def encode_mixed(
                 if k < MAX_LENGTH:
                     bit = 1 if k == length else 0
                     node = 1 + min(k, 24)
+                    _begin(column, predicted + side * (np.int64(1) << (k - 1)), contexts)
                     count = _put(node, bit, number, level, contexts, mixer, inputs, intervals, count)
             if length > 1:
                 node = 23 + 3 * min(length, 12)
                 upper = (m >> (length - 2)) & 1
+                _begin(column, predicted + side * (np.int64(1) << (length - 1)), contexts)
                 count = _put(node, upper, number, level, contexts, mixer, inputs, intervals, count)
                 if length > 2:
                     lower = (m >> (length - 3)) & 1
+                    _begin(column, predicted + side * ((m >> (length - 2)) << (length - 2)), contexts)
                     count = _put(node + 1 + upper, lower, number, level, contexts, mixer, inputs, intervals, count)
-            if length > 3:
+            if length > 3 and model.width <= NARROW:
+                for k in range(length - 4, -1, -1):
+                    _begin(column, predicted + side * ((m >> (k + 1)) << (k + 1)), contexts)
+                    bit = (m >> k) & 1
+                    count = _put(11 + k, bit, number, level, contexts, mixer, inputs, intervals, count)
+            elif length > 3:
                 position = write_bits(raw, position, np.uint64(m & ((np.int64(1) << (length - 3)) - 1)), length - 3)
         _learn_mixed(i, model, keys[i], offset[i], step[i], mu, mean, rows, state.activity)
         state.marks[i] = 0
@@ -270,7 +289,7 @@ def decode_mixed(
     cursor,
     raw,
 ):
-    """Inverse of `encode_mixed`: fills `keys`; returns the number of raw bits."""
+    """Inverse of `encode_mixed`: fills `keys`; returns the number of raw bits, or -1 if a value is impossible."""
     position = 0
     contexts, inputs = np.zeros(INPUTS, np.int64), np.zeros(INPUTS, np.int32)
     number = column.number
@@ -280,27 +299,40 @@ def decode_mixed(
         level = _level(expected / step[i])
         predicted, c = _contexts(i, model, column, mu, level, keys, links, before, partner, third, mixer, contexts)
         r = np.int64(0)
+        _begin(column, predicted, contexts)
         if not _get(0, number, level, contexts, mixer, inputs, states, words, cursor):
             negative = _get(1, number, level, contexts, mixer, inputs, states, words, cursor)
+            side = np.int64(-1) if negative else np.int64(1)
             length = 1
-            while length < MAX_LENGTH and not _get(
-                1 + min(length, 24), number, level, contexts, mixer, inputs, states, words, cursor
-            ):
+            while length < MAX_LENGTH:
+                _begin(column, predicted + side * (np.int64(1) << (length - 1)), contexts)
+                if _get(1 + min(length, 24), number, level, contexts, mixer, inputs, states, words, cursor):
+                    break
                 length += 1
+            if length > model.width:
+                return -1
             r = np.int64(1)
             if length > 1:
                 node = 23 + 3 * min(length, 12)
+                _begin(column, predicted + side * (np.int64(1) << (length - 1)), contexts)
                 upper = _get(node, number, level, contexts, mixer, inputs, states, words, cursor)
                 r = (r << 1) | upper
                 if length > 2:
+                    _begin(column, predicted + side * (r << (length - 2)), contexts)
                     lower = _get(node + 1 + upper, number, level, contexts, mixer, inputs, states, words, cursor)
                     r = (r << 1) | lower
-            if length > 3:
+            if length > 3 and model.width <= NARROW:
+                for k in range(length - 4, -1, -1):
+                    _begin(column, predicted + side * (r << (k + 1)), contexts)
+                    r = (r << 1) | _get(11 + k, number, level, contexts, mixer, inputs, states, words, cursor)
+            elif length > 3:
                 r = (r << (length - 3)) | np.int64(read_bits(raw, position, length - 3))
                 position += length - 3
             if negative:
                 r = -r
         classes[i] = _class(r, c)
+        if predicted + r < 0 or (predicted + r) >> model.width:
+            return -1
         keys[i] = np.uint64(predicted + r)
         _learn_mixed(i, model, keys[i], offset[i], step[i], mu, mean, rows, state.activity)
         state.marks[i] = 0
