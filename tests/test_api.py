@@ -311,7 +311,7 @@ def test_python_in_the_readme_runs(small_files, tmp_path, monkeypatch, capsys):
     shutil.copy(small_files["ply"], tmp_path / "scene.ply")
     monkeypatch.chdir(tmp_path)
     exec(compile(code[0], "README.md", "exec"), {})
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_bytes_like_sources(lossy):

@@ -271,6 +271,13 @@ def decode_lossy(
     """
     parameters = read_parameters(container)
     every = read_units(container, limits)
+    for unit in every:
+        for entry in unit.layers[parameters.sh_degree :]:
+            if entry:
+                raise FormatError(
+                    f"a layer of SH components in a scene of SH degree {parameters.sh_degree}",
+                    file=container.name, chunk=entry.label, offset=entry.offset,
+                )  # fmt: skip
     rows_of, at = {}, 0
     for unit in every:
         if unit.tile.level:
