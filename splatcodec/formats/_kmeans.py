@@ -21,7 +21,7 @@ __all__ = ["Palette", "fit_palette"]
 
 Floats = npt.NDArray[np.float64]
 
-_NEIGHBORS = 12
+_NEIGHBORS = 24
 _NEIGHBOR_ROUNDS = 4
 _SINGLE_BITS = 3.0
 # An entry costs at least about this much: a cluster with less to gain is not split further.
@@ -35,12 +35,13 @@ class Palette:
 
     Attributes:
         codes: (M, C, 3) uint8 into `book`. book: (256,) float64, ascending.
-        labels: (N,) int32 entry of each row.
+        labels: (N,) int32 entry of each row. masses: (M,) weight of all rows of each entry.
     """
 
     codes: npt.NDArray[np.uint8]
     book: Floats
     labels: npt.NDArray[np.int32]
+    masses: Floats
 
     @property
     def entries(self) -> npt.NDArray[np.float32]:
@@ -89,7 +90,7 @@ def fit_palette(
     price: float,
     *,
     max_entries: int = 65536,
-    rounds: int = 3,
+    rounds: int = 8,
     threads: int = 1,
     progress: Callable[[float], None] | None = None,
 ) -> Palette:
@@ -152,7 +153,7 @@ def fit_palette(
         kernels.sum_clusters(rows, weights, labels, means, masses, counts)
         tell(0.7 + 0.2 * (turn + 1) / rounds)
     entries.learn(means, masses)
-    return Palette(entries.code(means, masses), entries.book, labels)
+    return Palette(entries.code(means, masses), entries.book, labels, masses)
 
 
 def _node_blocks(nodes: npt.NDArray[np.int64]) -> list[tuple[int, int]]:

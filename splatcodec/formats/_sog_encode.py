@@ -12,7 +12,7 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -492,21 +492,27 @@ def pack(textures: Textures, threads: int) -> dict[str, bytes]:
         "quats": {"files": ["quats.webp"]},
         "sh0": {"codebook": _numbers(textures.sh0.book), "files": ["sh0.webp"]},
     }
+    # Textures that are packed in more than one way, of which the smallest is taken.
+    choices = {name: [{name: pixels}] for name, pixels in images.items()}
     if textures.palette is not None:
-        palette = textures.palette
-        codes, labels = _by_first_use(palette)
-        entries, size = codes.shape[:2]
-        rows = -(-entries // PALETTE_COLUMNS)
-        pixels = np.zeros((rows * PALETTE_COLUMNS, size, 4), np.uint8)
-        pixels[..., 3] = 255
-        pixels[:entries, :, :3] = codes
-        pixels[entries:, :, :3] = codes[-1]
-        images["shN_centroids.webp"] = pixels.reshape(rows, PALETTE_COLUMNS * size, 4)
-        images["shN_labels.webp"] = image((labels & 255).astype(np.uint8), (labels >> 8).astype(np.uint8))
+        choices["shN"] = []
+        for codes, labels in _entry_orders(textures.palette):
+            entries, size = codes.shape[:2]
+            rows = -(-entries // PALETTE_COLUMNS)
+            pixels = np.zeros((rows * PALETTE_COLUMNS, size, 4), np.uint8)
+            pixels[..., 3] = 255
+            pixels[:entries, :, :3] = codes
+            pixels[entries:, :, :3] = codes[-1]
+            choices["shN"].append(
+                {
+                    "shN_centroids.webp": pixels.reshape(rows, PALETTE_COLUMNS * size, 4),
+                    "shN_labels.webp": image((labels & 255).astype(np.uint8), (labels >> 8).astype(np.uint8)),
+                }
+            )
         meta["shN"] = {
             "count": entries,
             "bands": textures.bands,
-            "codebook": _numbers(palette.book),
+            "codebook": _numbers(textures.palette.book),
             "files": ["shN_centroids.webp", "shN_labels.webp"],
         }
     facts = {name: value for name, value in textures.metadata.items() if name not in FILE_FACTS}
@@ -518,21 +524,37 @@ def pack(textures: Textures, threads: int) -> dict[str, bytes]:
     if facts:
         meta[METADATA_KEY] = facts
     files = {"meta.json": json.dumps(meta, separators=(",", ":")).encode()}
-    # The largest first, so that threads end together.
-    names = sorted(images, key=lambda name: -images[name].size)
     with ThreadPoolExecutor(threads) as pool:
-        packed = dict(zip(names, pool.map(lambda name: encode_webp(images[name]), names)))
-    return files | {name: packed[name] for name in images}
+        # The largest, which come last, are begun first.
+        waiting = [
+            [{name: pool.submit(encode_webp, pixels) for name, pixels in group.items()} for group in groups]
+            for groups in reversed(choices.values())
+        ]
+        packed = [
+            min(
+                ({name: future.result() for name, future in group.items()} for group in groups),
+                key=lambda group: sum(map(len, group.values())),
+            )
+            for groups in reversed(waiting)
+        ]
+    for group in packed:
+        files |= group
+    return files
 
 
-def _by_first_use(palette: Palette) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """Entries in the order in which Gaussians first name them: labels of new entries then count up."""
-    first = np.full(len(palette.codes), len(palette.labels))
+def _entry_orders(palette: Palette) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]]:
+    """Orders of entries that may suit WebP, and the labels that go with them.
+
+    In the order in which Gaussians first name them, labels of new entries count up. In the order of how much they are
+    used, entries that are as precise as each other lie together, and share the tables of a part of the texture.
+    """
+    count = len(palette.codes)
+    first = np.full(count, len(palette.labels))
     np.minimum.at(first, palette.labels, np.arange(len(palette.labels)))
-    order = np.argsort(first, kind="stable")
-    rank = np.empty(len(order), np.int32)
-    rank[order] = np.arange(len(order), dtype=np.int32)
-    return palette.codes[order], rank[palette.labels]
+    for order in (np.argsort(first, kind="stable"), np.argsort(palette.masses, kind="stable")):
+        rank = np.empty(count, np.int32)
+        rank[order] = np.arange(count, dtype=np.int32)
+        yield palette.codes[order], rank[palette.labels]
 
 
 def _numbers(book: Floats) -> list[float]:
