@@ -461,3 +461,20 @@ def test_splat_transform_reads_the_same(tmp_path, scene):
         for name in ("means", "scales", "opacities", "sh0", "shN"):
             np.testing.assert_array_equal(getattr(theirs, name), getattr(copy, name), err_msg=name)
         np.testing.assert_allclose(theirs.quats, copy.quats, atol=1e-6)
+
+
+def test_bench_measures_a_scene(tmp_path, scene, monkeypatch):
+    import sog_bench
+
+    points = [{"psnr_db": db, "size_bytes": size} for db, size in ((50.0, 4000), (40.0, 1000), (45.0, 2000))]
+    assert sog_bench._at(points, 47.5) == pytest.approx(np.sqrt(2000 * 4000))
+    assert sog_bench._at(points, 50.1) is None
+    formats.write(scene.selected(slice(0, 300)), tmp_path / "a.ply")
+    monkeypatch.setattr(sog_bench, "QUALITIES", (50.0,))
+    row = sog_bench.measure(tmp_path / "a.ply", num_views=2, time_theirs=False, log=lambda text: None)
+    assert [point["quality"] for point in row["ours"]] == [None, 50.0]
+    assert row["ours"][0]["psnr_db"] > row["ours"][1]["psnr_db"] > 20
+    assert row["our_cold_s"] > 0
+    assert row.get("difference_read_by_them", 0) < 1e-5
+    lines = sog_bench.table([row])
+    assert len({line.count("|") for line in lines}) == 1
