@@ -18,14 +18,18 @@ from .projection import CUT, L11, L21, L22, MX, MY, OPACITY
 
 __all__ = [
     "CONTRIBUTION_STATE",
+    "GRADIENT_STATE",
+    "GRADIENT_SUMS",
     "PARTIALS",
     "PICTURE_STATE",
     "add_partials",
     "composite_tiles",
     "contribute_tiles",
+    "differentiate_tiles",
     "finish_statistics",
     "gather_tiles",
     "init_contributions",
+    "init_gradients",
     "init_tiles",
     "tile_picture",
     "untile",
@@ -39,6 +43,11 @@ CONTRIBUTION_STATE = 7 * PLANE
 # What `contribute_tiles` writes for every (tile, Gaussian): sum w, sum w^2, max w, hits, then with g = |alpha e|^2
 # sum g, sum g m, sum g m^2.
 PARTIALS = 7
+# Planes of the backward pass: T, the loss that is still to come (S), its gradients by red, green, blue and depth.
+GRADIENT_STATE = 6 * PLANE
+# What `differentiate_tiles` writes for every (tile, Gaussian), with h = alpha dL/dalpha and (u, v) the pixel's whitened
+# offset: sums of w g (red, green, blue, depth), h, h u, h u u, h v, h u v, h v v, and of |dL/d mean| (x, y).
+GRADIENT_SUMS = 12
 
 _ALPHA_MIN = np.float32(ALPHA_MIN)
 _ALPHA_MAX = np.float32(ALPHA_MAX)
@@ -61,6 +70,8 @@ _P1, _P2, _P3 = np.uint64(PLANE), np.uint64(2 * PLANE), np.uint64(3 * PLANE)
 _P4, _P5, _P6 = np.uint64(4 * PLANE), np.uint64(5 * PLANE), np.uint64(6 * PLANE)
 _A1, _A2, _A3 = np.uint64(TILE_PX), np.uint64(2 * TILE_PX), np.uint64(3 * TILE_PX)
 _A4, _A5, _A6 = np.uint64(4 * TILE_PX), np.uint64(5 * TILE_PX), np.uint64(6 * TILE_PX)
+_A7, _A8, _A9 = np.uint64(7 * TILE_PX), np.uint64(8 * TILE_PX), np.uint64(9 * TILE_PX)
+_A10, _A11 = np.uint64(10 * TILE_PX), np.uint64(11 * TILE_PX)
 # Every so many Gaussians a tile is asked whether all its pixels are finished.
 _CHECK_EVERY = 8
 
@@ -279,6 +290,111 @@ def gather_tiles(first_tile, last_tile, tiles_x, records, starts, entries, state
                 for x in range(TILE_PX):
                     total += columns[channel * TILE_PX + x]
                 partials[k, channel] = total
+            if k % _CHECK_EVERY == 0:
+                done = _all_finished(state)
+        finished[tile] = _all_finished(state)
+
+
+@kernel
+def init_gradients(pictures, depths, background, rgb, alpha, depth, width, height, tiles_x, states):
+    """Fill (tiles, 6 * 256) states for `differentiate_tiles` from the finished picture and the loss gradients.
+
+    Args:
+        pictures: (tiles, 4 * 256) states after blending the colours.
+        depths: the same after blending (z, 0, 0), or (0, ...) where depth has no gradient.
+        background: (3,) float32.
+        rgb, alpha, depth: (H, W, 3), (H, W) and (H, W) float32 loss gradients; depth may be empty.
+
+    Returns:
+        (3,) float64, the loss gradient by the background.
+    """
+    init_tiles(states, width, height, tiles_x)
+    behind = np.zeros(3)
+    with_depth = len(depths) > 0
+    for y in range(height):
+        for x in range(width):
+            tile = (y // TILE_PX) * tiles_x + x // TILE_PX
+            at = (y % TILE_PX) * TILE_PX + x % TILE_PX
+            left = abs(pictures[tile, at])
+            total = -left * alpha[y, x]
+            for channel in range(3):
+                g = rgb[y, x, channel]
+                states[tile, (channel + 2) * PLANE + at] = g
+                total += g * (pictures[tile, (channel + 1) * PLANE + at] + left * background[channel])
+                behind[channel] += np.float64(g) * np.float64(left)
+            if with_depth:
+                states[tile, 5 * PLANE + at] = depth[y, x]
+                total += depth[y, x] * depths[tile, PLANE + at]
+            states[tile, PLANE + at] = total
+    return behind
+
+
+@kernel
+def differentiate_tiles(first_tile, last_tile, tiles_x, records, colours, zs, starts, entries, states, finished, sums):
+    """Walk front to back once more; for every entry write the loss gradients over the tile to `sums` (E, 12).
+
+    With q = dL/dw what a Gaussian adds to the loss for each unit of its weight w = alpha T, and S the sum of w q over
+    all behind it and the background, dL/dalpha = T q - S / (1 - alpha): S starts as the whole picture and shrinks.
+    """
+    columns = np.empty(GRADIENT_SUMS * TILE_PX, np.float32)
+    for tile in range(first_tile, last_tile):
+        tile_x, tile_y = (tile % tiles_x) * TILE_PX, (tile // tiles_x) * TILE_PX
+        state = states[tile]
+        done = _all_finished(state)
+        for k in range(starts[tile], starts[tile + 1]):
+            if done:
+                sums[k] = 0.0
+                continue
+            rank = entries[k]
+            record = records[rank]
+            first, last = _rows_of(record, tile_y)
+            l11, l21, l22, opacity = record[L11], record[L21], record[L22], record[OPACITY]
+            red, green, blue, z = colours[rank, 0], colours[rank, 1], colours[rank, 2], zs[rank]
+            left = np.float32(tile_x) + _HALF - record[MX]
+            columns[:] = _ZERO
+            for row in range(first, last):
+                dy = np.float32(tile_y + row) + _HALF - record[MY]
+                skew = l21 * dy
+                v = l22 * dy
+                vv = v * v
+                by_v = l22 * v
+                for x in range(TILE_PX):
+                    u = l11 * (left + np.float32(np.int32(x))) + skew
+                    alpha = _alpha(u * u + vv, opacity)
+                    i = np.uint64(row * TILE_PX + x)
+                    t = state[i]
+                    after = t * (_ONE - alpha)
+                    drawn = after >= _T_MIN
+                    alpha = alpha if drawn else _ZERO
+                    t = abs(t)
+                    state[i] = after if drawn else -t
+                    w = alpha * t
+                    g_red, g_green, g_blue, g_z = state[i + _P2], state[i + _P3], state[i + _P4], state[i + _P5]
+                    q = red * g_red + green * g_green + blue * g_blue + z * g_z
+                    behind = state[i + _P1] - w * q
+                    state[i + _P1] = behind
+                    h = w * q - alpha * behind / (_ONE - alpha)
+                    # Where alpha is held at its limit, it does not follow the Gaussian's shape or opacity.
+                    h = h if alpha < _ALPHA_MAX else _ZERO
+                    hu, hv = h * u, h * v
+                    c = np.uint64(x)
+                    columns[c] += w * g_red
+                    columns[c + _A1] += w * g_green
+                    columns[c + _A2] += w * g_blue
+                    columns[c + _A3] += w * g_z
+                    columns[c + _A4] += h
+                    columns[c + _A5] += hu
+                    columns[c + _A6] += hu * u
+                    columns[c + _A7] += hv
+                    columns[c + _A8] += hv * u
+                    columns[c + _A9] += hv * v
+                    columns[c + _A10] += abs(hu * l11)
+                    columns[c + _A11] += abs(hu * l21 + h * by_v)
+            for kind in range(GRADIENT_SUMS):
+                total = _ZERO
+                for x in range(TILE_PX):
+                    total += columns[kind * TILE_PX + x]
+                sums[k, kind] = total
             if k % _CHECK_EVERY == 0:
                 done = _all_finished(state)
         finished[tile] = _all_finished(state)

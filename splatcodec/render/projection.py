@@ -11,7 +11,7 @@ reordered arithmetic: the numbers are the same on any machine and for any number
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +23,7 @@ from .camera import Camera
 from .constants import ALPHA_MIN, COLOUR_MAX, FRUSTUM_MARGIN, LOG_SCALE_MAX, LOW_PASS_PX2, TILE_PX
 from .kernel import default_num_threads, kernel, run_threaded
 
-__all__ = ["RECORD", "Projection", "TileLists", "frustum_limits", "project"]
+__all__ = ["MAX_VARIANCE_PX2", "RECORD", "Projection", "TileLists", "frustum_limits", "project", "project_arrays"]
 
 # Columns of a projected Gaussian's record. With dx, dy from the mean to a pixel centre the squared Mahalanobis distance
 # is m = (L11 dx + L21 dy)^2 + (L22 dy)^2: a Cholesky factor of the inverse covariance, which stays accurate for needles
@@ -32,7 +32,7 @@ MX, MY, L11, L21, L22, OPACITY, CUT = range(7)
 RECORD = 7
 
 # Widths beyond this many pixels (one standard deviation) are an even veil.
-_MAX_VARIANCE_PX2 = 1e24
+MAX_VARIANCE_PX2 = 1e24
 _BLOCK = 1 << 14
 # 1 / n! for n = 13 down to 0: exp to the last digit on +-log(2)/2.
 _EXP_SERIES = tuple(1.0 / math.factorial(n) for n in range(13, -1, -1))
@@ -195,10 +195,10 @@ def _project_block(
         det = det0 + LOW_PASS_PX2 * (a + c) + LOW_PASS_PX2 * LOW_PASS_PX2
         a += LOW_PASS_PX2
         c += LOW_PASS_PX2
-        if not (a < _MAX_VARIANCE_PX2 and c < _MAX_VARIANCE_PX2):
+        if not (a < MAX_VARIANCE_PX2 and c < MAX_VARIANCE_PX2):
             if not (a == a and c == c):
                 continue
-            a = c = det = _MAX_VARIANCE_PX2
+            a = c = det = MAX_VARIANCE_PX2
             det *= det
             det0 = det
             b = 0.0
@@ -419,24 +419,34 @@ def project(
     Raises:
         ParameterError: the picture is more than 65,536 pixels wide or high.
     """
-    if max(camera.width, camera.height) > 1 << 16:
-        raise ParameterError(f"picture of {camera.width} x {camera.height} pixels, at most 65536 are supported")
-    threads = default_num_threads() if num_threads is None else num_threads
     if antialiased is None:
         antialiased = bool(gaussians.metadata.get("antialiased", False))
-    n = len(gaussians)
-    records = np.empty((n, RECORD), np.float32)
-    colours = np.empty((n, 3), np.float32)
-    depths = np.empty(n, np.float32)
-    rhos = np.empty(n, np.float32)
-    tile_counts = np.empty(n, np.int32)
-    arguments = (
+    threads = default_num_threads() if num_threads is None else num_threads
+    attributes = (
         gaussians.means,
         gaussians.quats,
         gaussians.scales,
         gaussians.opacities,
         gaussians.sh0,
         gaussians.shN,
+    )
+    return project_arrays(attributes, camera, antialiased=antialiased, num_threads=threads)
+
+
+def project_arrays(
+    attributes: Sequence[npt.NDArray[np.float32]], camera: Camera, *, antialiased: bool, num_threads: int
+) -> Projection:
+    """As `project`, from raw arrays: means, quats, log scales, opacity logits, sh0, shN as in `Gaussians`."""
+    if max(camera.width, camera.height) > 1 << 16:
+        raise ParameterError(f"picture of {camera.width} x {camera.height} pixels, at most 65536 are supported")
+    n = len(attributes[0])
+    records = np.empty((n, RECORD), np.float32)
+    colours = np.empty((n, 3), np.float32)
+    depths = np.empty(n, np.float32)
+    rhos = np.empty(n, np.float32)
+    tile_counts = np.empty(n, np.int32)
+    arguments = (
+        *attributes,
         np.ascontiguousarray(camera.viewmat[:3, :3]),
         camera.center,
         (*camera.focal_px, *camera.principal_point_px),
@@ -452,7 +462,7 @@ def project(
         tile_counts,
     )
     blocks = [(k, min(k + _BLOCK, n), *arguments) for k in range(0, n, _BLOCK)]
-    run_threaded(_project_block, blocks, threads)
+    run_threaded(_project_block, blocks, num_threads)
     visible = np.flatnonzero(tile_counts)
     # Positive floats sort like their bits.
     ids = visible[_radix_argsort(depths[visible].view(np.uint32))].astype(np.int32)
@@ -468,5 +478,5 @@ def project(
         (k, min(k + _BLOCK, count), ids, records, colours, depths, rhos, tile_counts, *ordered)
         for k in range(0, count, _BLOCK)
     ]
-    run_threaded(_gather_block, tasks, threads)
+    run_threaded(_gather_block, tasks, num_threads)
     return Projection(camera, n, ids, *ordered)

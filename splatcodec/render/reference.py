@@ -122,7 +122,8 @@ def render_tensors(
     camera: Camera,
     *,
     antialiased: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    viewmat: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Draw raw attributes on black; differentiable in all of them. Use float64 for the definition.
 
     Args:
@@ -134,15 +135,21 @@ def render_tensors(
         shN: (N, K - 1, 3).
         camera: from where.
         antialiased: whether opacities make up for the low-pass blur.
+        viewmat: (4, 4) world to camera in place of the camera's own; differentiable.
 
     Returns:
-        rgb (H, W, 3), not clamped, and alpha (H, W).
+        rgb (H, W, 3), not clamped; alpha (H, W); depth (H, W), the sum of w z; and which Gaussians were drawn on at
+        least one pixel (N,) bool.
     """
     import torch
 
     dtype, device = means.dtype, means.device
-    rotation = torch.tensor(camera.viewmat[:3, :3].tolist(), dtype=dtype, device=device)
-    center = torch.tensor(camera.center.tolist(), dtype=dtype, device=device)
+    if viewmat is None:
+        rotation = torch.tensor(camera.viewmat[:3, :3].tolist(), dtype=dtype, device=device)
+        center = torch.tensor(camera.center.tolist(), dtype=dtype, device=device)
+    else:
+        rotation = viewmat[:3, :3]
+        center = -rotation.T @ viewmat[:3, 3]
     (fx, fy), (cx, cy) = camera.focal_px, camera.principal_point_px
 
     # Front to back by the depth of the centres, in float32 as renderers sort; ties by index.
@@ -182,9 +189,13 @@ def render_tensors(
     alpha = torch.where(after >= TRANSMITTANCE_MIN, alpha, torch.zeros_like(alpha))
     after = torch.cumprod(1 - alpha, dim=0)
     before = torch.cat([torch.ones_like(after[:1]), after[:-1]])
-    rgb = torch.einsum("nhw,nc->hwc", alpha * before, colours)
+    weights = alpha * before
+    rgb = torch.einsum("nhw,nc->hwc", weights, colours)
+    depth = torch.einsum("nhw,n->hw", weights, local[:, 2])
     transmittance = after[-1] if len(after) else torch.ones((camera.height, camera.width), dtype=dtype, device=device)
-    return rgb, 1 - transmittance
+    drawn = torch.zeros(len(means), dtype=torch.bool, device=device)
+    drawn[order] = weights.detach().flatten(1).gt(0).any(1) if len(order) else False
+    return rgb, 1 - transmittance, depth, drawn
 
 
 def render(
@@ -213,7 +224,7 @@ def render(
         for array in (scene.means, scene.quats, scene.scales, scene.opacities, scene.sh0, scene.shN)
     )
     with torch.no_grad():
-        rgb, alpha = render_tensors(means, quats, scales, opacities, sh0, shN, camera, antialiased=antialiased)
+        rgb, alpha, *_ = render_tensors(means, quats, scales, opacities, sh0, shN, camera, antialiased=antialiased)
         red, green, blue = (float(value) for value in background)
         rgb = rgb + (1 - alpha)[..., None] * torch.tensor([red, green, blue], dtype=rgb.dtype)
     return Rendering(rgb.numpy().astype(np.float32), alpha.numpy().astype(np.float32), (red, green, blue))
