@@ -26,6 +26,7 @@ from ..files import open_for_reading
 __all__ = [
     "KNOWN_FEATURES",
     "MAGIC",
+    "SEQUENCE_FEATURE",
     "Chunk",
     "ChunkEntry",
     "Container",
@@ -41,9 +42,15 @@ HEADER_BYTES = 40
 MAX_TOC_BYTES = 1 << 26
 _MIN_ENTRY_BYTES = 13
 _MAX_FEATURES = 256
-KNOWN_FEATURES = frozenset({"lossy-1", "lossless-1", "extras-1", "mixing-1", "native-1"})
-KNOWN_CHUNKS = frozenset({"META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "NATV", "COLD", "COLS"})
-_NUMBERED = frozenset({"TILE", "SHC1", "SHC2", "SHC3", "COLS"})
+SEQUENCE_FEATURE = "sequence-1"
+KNOWN_FEATURES = frozenset(
+    {"lossy-1", "lossless-1", "extras-1", "mixing-1", "native-1", SEQUENCE_FEATURE, "temporal-1", "video-1"}
+)
+KNOWN_CHUNKS = frozenset(
+    {"META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "NATV", "COLD", "COLS"}
+    | {"SEQH", "GRPH", "SIDX", "MOTN", "TRAJ", "VRNG", "VGRP"}
+)
+_NUMBERED = frozenset({"TILE", "SHC1", "SHC2", "SHC3", "COLS", "TRAJ"})
 
 
 def write_varint(value: int) -> bytes:
@@ -160,11 +167,13 @@ class Container:
         num_gaussians: Gaussians of the decoded scene.
         features: tuple of Feature.
         chunks: tuple of ChunkEntry in file order.
-        length: bytes of the whole file.
+        length: bytes of the whole file, or of the container where it is one of several (SPEC.md, section 7).
+        base: where the container begins in the file.
     """
 
-    def __init__(self, file: BinaryIO, name: str = "<bytes>") -> None:
+    def __init__(self, file: BinaryIO, name: str = "<bytes>", *, base: int = 0) -> None:
         self.name = name
+        self.base = base
         self._file = file
         try:
             self._read_head()
@@ -206,29 +215,28 @@ class Container:
         return data
 
     def _read_head(self) -> None:
-        actual = self._file.seek(0, os.SEEK_END)
-        if actual == 0:
-            raise TruncatedError("the file is empty", offset=0)
-        head = self._exactly(0, min(HEADER_BYTES, actual), "the header")
+        base = self.base
+        actual = self._file.seek(0, os.SEEK_END) - base
+        if actual <= 0:
+            raise TruncatedError("the file is empty" if base == 0 else "the file ends here", offset=base)
+        head = self._exactly(base, min(HEADER_BYTES, actual), "the header")
         if head[:4] != MAGIC[: len(head[:4])]:
-            raise FormatError("not a .splc file (bad magic)", offset=0)
+            raise FormatError("not a .splc file (bad magic)", offset=base)
         if len(head) < HEADER_BYTES:
-            raise TruncatedError("the file ends inside the header", offset=actual)
+            raise TruncatedError("the file ends inside the header", offset=base + actual)
         major, minor, _, length, toc_length, num_gaussians, toc_crc = struct.unpack("<BBHQQQI", head[4:36])
         if struct.unpack("<I", head[36:])[0] != zlib.crc32(head[:36]):
-            raise ChecksumError("the header's checksum does not match", offset=36)
+            raise ChecksumError("the header's checksum does not match", offset=base + 36)
         if (major, minor) != (MAJOR, MINOR):
             # Minor versions become readable once the format is no longer a draft (major version 1).
-            raise UnsupportedError(f"format version {major}.{minor}, this build reads {MAJOR}.{MINOR}", offset=4)
+            raise UnsupportedError(f"format version {major}.{minor}, this build reads {MAJOR}.{MINOR}", offset=base + 4)
         if actual < length:
-            raise TruncatedError(f"the file has {actual} bytes, its header says {length}", offset=actual)
-        if actual > length:
-            raise FormatError(f"{actual - length} bytes after the end of the file", offset=length)
+            raise TruncatedError(f"the file has {actual} bytes, its header says {length}", offset=base + actual)
         if toc_length > min(MAX_TOC_BYTES, length - HEADER_BYTES):
-            raise FormatError(f"table of contents of {toc_length} bytes", offset=16)
-        toc = self._exactly(HEADER_BYTES, toc_length, "the table of contents")
+            raise FormatError(f"table of contents of {toc_length} bytes", offset=base + 16)
+        toc = self._exactly(base + HEADER_BYTES, toc_length, "the table of contents")
         if zlib.crc32(toc) != toc_crc:
-            raise ChecksumError("the checksum of the table of contents does not match", offset=32)
+            raise ChecksumError("the checksum of the table of contents does not match", offset=base + 32)
         self.version = (major, minor)
         self.num_gaussians = num_gaussians
         self.length = length
@@ -236,8 +244,10 @@ class Container:
             self._read_toc(toc)
         except SplatCodecError as error:
             if error.offset is not None and error.chunk is None:
-                error.offset += HEADER_BYTES
-            raise error.locate(chunk="table of contents", offset=HEADER_BYTES) from None
+                error.offset += base + HEADER_BYTES
+            raise error.locate(chunk="table of contents", offset=base + HEADER_BYTES) from None
+        if actual > length and not self.has_feature(SEQUENCE_FEATURE):
+            raise FormatError(f"{actual - length} bytes after the end of the file", offset=base + length)
 
     def _read_toc(self, toc: bytes) -> None:
         num_features, at = read_varint(toc, 0)
@@ -262,7 +272,8 @@ class Container:
         count, at = read_varint(toc, at)
         if count > (len(toc) - at) // _MIN_ENTRY_BYTES:
             raise FormatError(f"{count} chunks in {len(toc) - at} bytes of table", offset=at)
-        offset = HEADER_BYTES + len(toc)
+        offset = self.base + HEADER_BYTES + len(toc)
+        end = self.base + self.length
         chunks = []
         for _ in range(count):
             name_bytes = toc[at : at + 4]
@@ -282,14 +293,14 @@ class Container:
             kind = name_bytes.decode()
             if critical and kind not in KNOWN_CHUNKS:
                 raise UnsupportedError(f"unknown critical chunk {kind!r}", chunk=kind, offset=offset)
-            if offset + size > self.length:
+            if offset + size > end:
                 raise FormatError(f"chunk {kind} reaches beyond the end of the file", offset=at)
             chunks.append(ChunkEntry(kind, critical, level, tile, rows, offset, size, crc))
             offset += size
         if at != len(toc):
             raise FormatError(f"{len(toc) - at} bytes left in the table of contents", offset=at)
-        if offset != self.length:
-            raise FormatError(f"chunks end at byte {offset}, the file at {self.length}", offset=at)
+        if offset != end:
+            raise FormatError(f"chunks end at byte {offset}, the file at {end}", offset=at)
         self.features = tuple(features)
         self.chunks = tuple(chunks)
 
