@@ -570,7 +570,8 @@ class Session {
 /**
  * Open a file: header, table of contents and parameters are read and checked.
  * @param {Input} input
- * @param {SourceOptions & { plain?: boolean }} [options] `plain`: do without WebAssembly, as where it is not to be had
+ * @param {SourceOptions & { plain?: boolean, maxTocBytes?: number }} [options] `plain`: do without WebAssembly, as where
+ *     it is not to be had; `maxTocBytes`: refuse a longer table of contents (64 MiB if not given)
  * @returns {Promise<SplcFile>}
  */
 export async function open(input, options = {}) {
@@ -585,6 +586,9 @@ export async function open(input, options = {}) {
     });
     const header = parseHeader(head);
     source.expect(header.length);
+    if (header.tocLength > (options.maxTocBytes ?? Infinity)) {
+      throw new SplcError("limit", `a table of contents of ${header.tocLength} bytes`, 16);
+    }
     if (source.size !== null && source.size !== header.length) {
       const code = source.size < header.length ? "truncated" : "format";
       const message = `the file has ${source.size} bytes, its header says ${header.length}`;

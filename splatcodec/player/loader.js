@@ -1,0 +1,431 @@
+// The Worker that fetches and decodes: it opens a file, then brings chunks in the order that the page asks for.
+//
+//     page: open, plan, ack ...  ->  runs of chunks: cache, or one request for neighbours  ->  decoder  ->  page: parts
+//
+// Decoded parts are handed over, at most a few before the page has taken them, so that memory does not grow with the
+// speed of the network. Nothing here knows about drawing.
+
+import { open, SplcError } from "./decoder/index.js";
+
+/** @typedef {import("./decoder/index.js").SplcFile} SplcFile */
+/** @typedef {import("./decoder/container.js").ChunkEntry} ChunkEntry */
+/** @typedef {import("./decoder/container.js").TilePart} TilePart */
+/** @typedef {import("./decoder/index.js").Part} Part */
+
+/**
+ * What a page sends.
+ * @typedef {object} LoaderQuestion
+ * @property {"open" | "plan" | "ack" | "pause"} ask
+ * @property {string} [url]
+ * @property {Blob | Uint8Array | string} [content] instead of a URL; text is base64
+ * @property {boolean} [sameOrigin] refuse what is redirected to another origin
+ * @property {boolean} [cache] keep chunks in Cache storage
+ * @property {number[][]} [groups] numbers of parts, groups in the order wanted
+ * @property {number} [shLayers]
+ * @property {number} [id] of the plan
+ * @property {number[]} [lost] parts that are to be decoded again
+ * @property {boolean} [paused]
+ */
+
+/** A table of contents of a scene of ten million Gaussians has 30 KB; one of more than this is an attack. */
+const MAX_TOC_BYTES = 2 ** 23;
+/** Bytes asked for at once: what waits behind them cannot be overtaken when the camera turns. */
+const RUN_BYTES = 2 ** 19;
+/** The next request begins when the last ones still owe so much: about what is under way on a fast long link. */
+const AHEAD_BYTES = 2 ** 17;
+const GAP_BYTES = 2 ** 13;
+/** Parts handed over and not yet taken. */
+const MAX_WAITING = 6;
+const CACHE_NAME = "splatcodec-chunks-1";
+const MAX_CACHED_BYTES = 2 ** 28;
+const RETRIES = 5;
+
+/** @param {unknown} error */
+function plainError(error) {
+  const { message, code = "internal", chunk = null, offset = null } = /** @type {any} */ (error);
+  return { message: String(message ?? error), code, chunk, offset };
+}
+
+/** @param {number} ms */
+const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
+
+/** @param {string} text base64, without blanks */
+function fromBase64(text) {
+  const bytes = new Uint8Array(Math.floor((text.length * 3) / 4) - (text.endsWith("==") ? 2 : text.endsWith("=") ? 1 : 0));
+  for (let at = 0, to = 0; at < text.length; at += 65536) {
+    const piece = atob(text.slice(at, at + 65536));
+    for (let k = 0; k < piece.length; k++) bytes[to++] = piece.charCodeAt(k);
+  }
+  return bytes;
+}
+
+/** Chunks of files in Cache storage, named by what the table of contents says of them, so that none can be stale. */
+class ChunkCache {
+  /**
+   * @param {Cache} cache
+   * @param {string} prefix
+   */
+  constructor(cache, prefix) {
+    this.cache = cache;
+    this.prefix = prefix;
+    /** @type {Set<string>} */
+    this.known = new Set();
+    this.bytes = 0;
+  }
+
+  /**
+   * Null where there is no Cache storage (not a secure context), or it is full or forbidden.
+   * @param {string} url
+   * @param {SplcFile} file
+   */
+  static async open(url, file) {
+    try {
+      const cache = await caches.open(CACHE_NAME);
+      const place = new URL(url);
+      const prefix = `${place.origin}/.splatcodec-cache${place.pathname}?${place.search.slice(1)}&${file.size}&`;
+      const own = new ChunkCache(cache, prefix);
+      // Oldest first; what is too much goes.
+      const keys = await cache.keys();
+      const sizes = keys.map(({ url }) => Number(url.slice(url.lastIndexOf("-") + 1)) || 0);
+      own.bytes = sizes.reduce((sum, size) => sum + size, 0);
+      for (let k = 0; k < keys.length; k++) {
+        if (own.bytes > MAX_CACHED_BYTES / 2) {
+          own.bytes -= sizes[k];
+          await cache.delete(keys[k]);
+        } else {
+          own.known.add(keys[k].url);
+        }
+      }
+      return own;
+    } catch {
+      return null;
+    }
+  }
+
+  /** @param {ChunkEntry} entry */
+  key({ offset, crc, length }) {
+    return `${this.prefix}${offset}-${crc}-${length}`;
+  }
+
+  /** @param {ChunkEntry} entry */
+  has(entry) {
+    return this.known.has(this.key(entry));
+  }
+
+  /** @param {ChunkEntry} entry */
+  async get(entry) {
+    try {
+      const response = await this.cache.match(this.key(entry));
+      const bytes = response && new Uint8Array(await response.arrayBuffer());
+      if (bytes && bytes.length === entry.length) return bytes;
+    } catch {
+      // As if it were not there.
+    }
+    this.known.delete(this.key(entry));
+    return null;
+  }
+
+  /**
+   * @param {ChunkEntry} entry
+   * @param {Uint8Array} bytes
+   */
+  put(entry, bytes) {
+    if (this.has(entry) || this.bytes + bytes.length > MAX_CACHED_BYTES) return;
+    this.bytes += bytes.length;
+    this.known.add(this.key(entry));
+    const key = this.key(entry);
+    this.cache.put(key, new Response(/** @type {BlobPart} */ (bytes.slice()))).catch(() => this.known.delete(key));
+  }
+
+  /** @param {ChunkEntry} entry */
+  forget(entry) {
+    const key = this.key(entry);
+    this.known.delete(key);
+    this.cache.delete(key).catch(() => {});
+  }
+}
+
+/**
+ * A part that has begun to come.
+ * @typedef {object} Open
+ * @property {AsyncGenerator<Part, void, void>} parts
+ * @property {number} missing chunks
+ * @property {boolean} failed what else comes of it is of no use
+ */
+
+/** One open file. */
+class Loader {
+  /** @param {(message: any, transfer?: Transferable[]) => void} post */
+  constructor(post) {
+    this.post = post;
+    /** @type {SplcFile | null} */
+    this.file = null;
+    /** @type {ChunkCache | null} */
+    this.cache = null;
+    this.remote = false;
+    this.shLayers = 3;
+    /** Chunks that are wanted and not asked for yet, the next one first. @type {ChunkEntry[]} */
+    this.queue = [];
+    /** Chunks that were asked for. @type {Set<ChunkEntry>} */
+    this.asked = new Set();
+    /** @type {Map<ChunkEntry, { unit: TilePart, index: number }>} */
+    this.owners = new Map();
+    /** @type {Map<TilePart, Open>} */
+    this.open = new Map();
+    this.waiting = 0;
+    this.paused = false;
+    /** Bytes that were asked for and have not come. */
+    this.owed = 0;
+    this.received = 0;
+    this.running = 0;
+    /** Number of the page's last plan, and of the last one that it was told to be complete. */
+    this.plan = 0;
+    this.told = 0;
+    this.failed = false;
+  }
+
+  /** @param {LoaderQuestion} question */
+  async start({ url, content, sameOrigin, cache }) {
+    const input = url ?? (typeof content === "string" ? fromBase64(content) : content);
+    this.remote = url !== undefined;
+    const options = {
+      onNotice: (/** @type {string} */ message) => this.post({ say: "notice", message }),
+      fetch: (/** @type {RequestInfo | URL} */ asked, /** @type {RequestInit | undefined} */ init) =>
+        this.fetch(asked, { ...init, credentials: "same-origin", ...(sameOrigin ? { mode: "same-origin" } : {}) }),
+      maxTocBytes: MAX_TOC_BYTES,
+    };
+    for (let tries = 1; !this.file; tries++) {
+      try {
+        this.file = await open(/** @type {any} */ (input), options);
+      } catch (error) {
+        if (!this.remote || !(error instanceof SplcError) || error.code !== "network") throw error;
+        if (tries >= RETRIES || /answered 4\d\d/.test(error.message)) throw error;
+        await sleep(200 * 2 ** tries);
+      }
+    }
+    const { file } = this;
+    if (url && cache) this.cache = await ChunkCache.open(url, file);
+    file.units.forEach((unit, index) => {
+      for (const chunk of [unit.entry, ...unit.layers]) if (chunk) this.owners.set(chunk, { unit, index });
+    });
+    const { version, size, numGaussians, shDegree, levels } = file;
+    const parts = file.units.map(({ entry, layers, last }) => {
+      const bytes = layers.reduce((sum, layer) => sum + (layer?.length ?? 0), entry.length);
+      return { level: entry.level, tile: entry.tile, count: entry.count, bytes, last };
+    });
+    const whole = file.source && /** @type {any} */ (file.source).whole;
+    const [meta, boxes] = [await file.meta(), await file.boxes()];
+    this.post({ say: "opened", version, size, numGaussians, shDegree, levels, parts, meta, boxes, growing: !!whole });
+  }
+
+  /**
+   * Counts what arrives.
+   * @param {RequestInfo | URL} asked
+   * @param {RequestInit} init
+   */
+  async fetch(asked, init) {
+    const response = await fetch(asked, init);
+    if (!response.body || (response.status !== 200 && response.status !== 206)) return response;
+    const count = new TransformStream({
+      transform: (piece, controller) => {
+        this.received += piece.length;
+        this.owed = Math.max(0, this.owed - piece.length);
+        controller.enqueue(piece);
+        this.pump();
+      },
+    });
+    const { status, statusText, headers } = response;
+    return new Response(response.body.pipeThrough(count), { status, statusText, headers });
+  }
+
+  /** @param {LoaderQuestion} question */
+  replan({ groups = [], shLayers = 3, id = 0, lost = [] }) {
+    const file = /** @type {SplcFile} */ (this.file);
+    this.plan = id;
+    this.shLayers = shLayers;
+    for (const index of lost) for (const chunk of this.chunksOf(file.units[index])) this.asked.delete(chunk);
+    this.queue = groups.flatMap((group) => {
+      const chunks = group.flatMap((index) => this.chunksOf(file.units[index]));
+      return chunks.filter((chunk) => !this.asked.has(chunk)).sort((a, b) => a.offset - b.offset);
+    });
+    // Where the whole file comes there is one order.
+    if (this.growing) this.queue.sort((a, b) => a.offset - b.offset);
+    this.pump();
+  }
+
+  get growing() {
+    const source = /** @type {any} */ (this.file?.source);
+    return this.remote && !!source?.whole;
+  }
+
+  /** @param {TilePart} unit */
+  chunksOf({ entry, layers }) {
+    const degree = /** @type {SplcFile} */ (this.file).shDegree;
+    const wanted = layers.slice(0, Math.min(this.shLayers, degree)).filter((layer) => layer);
+    return [entry, .../** @type {ChunkEntry[]} */ (wanted)];
+  }
+
+  /** Begin what can be begun. */
+  pump() {
+    if (!this.file || this.failed) return;
+    const most = this.remote && !this.growing ? 3 : 1;
+    while (this.queue.length && !this.paused && this.waiting < MAX_WAITING && this.running < most) {
+      if (this.running && this.owed > AHEAD_BYTES) return;
+      const run = this.nextRun();
+      this.running++;
+      this.bring(run)
+        .catch((error) => this.fail(error))
+        .finally(() => {
+          this.running--;
+          this.pump();
+        });
+    }
+    if (!this.queue.length && !this.running && this.told !== this.plan) {
+      this.told = this.plan;
+      this.post({ say: "complete", plan: this.plan, received: this.received });
+    }
+  }
+
+  /** Chunks for one request: the most wanted one and those behind it in the queue that lie behind it in the file. */
+  nextRun() {
+    const cached = (/** @type {ChunkEntry} */ entry) => !!this.cache?.has(entry);
+    const run = [/** @type {ChunkEntry} */ (this.queue.shift())];
+    const end = () => run[run.length - 1].offset + run[run.length - 1].length;
+    const most = this.remote ? RUN_BYTES : 1;
+    while (this.queue.length && end() - run[0].offset < most && cached(run[0]) === cached(this.queue[0])) {
+      const gap = this.queue[0].offset - end();
+      if (gap < 0 || (gap > GAP_BYTES && !cached(run[0]))) break;
+      run.push(/** @type {ChunkEntry} */ (this.queue.shift()));
+    }
+    for (const entry of run) this.asked.add(entry);
+    return run;
+  }
+
+  /** @param {ChunkEntry[]} run */
+  async bring(run) {
+    const file = /** @type {SplcFile} */ (this.file);
+    let next = 0;
+    for (; next < run.length && this.cache?.has(run[next]); next++) {
+      const bytes = await this.cache.get(run[next]);
+      if (!bytes) break;
+      await this.take(run[next], bytes, true);
+    }
+    for (let tries = 0; next < run.length; ) {
+      const end = run[run.length - 1].offset + run[run.length - 1].length;
+      const owes = this.remote && !this.growing ? end - run[next].offset : 0;
+      this.owed += owes;
+      const before = this.received;
+      const reader = file.source.open(run[next].offset, end);
+      try {
+        for (; next < run.length; next++) {
+          await this.take(run[next], await reader.read(run[next].offset, run[next].length), false);
+          tries = 0;
+        }
+      } catch (error) {
+        if (!(error instanceof SplcError) || error.code !== "network" || ++tries > RETRIES) throw error;
+        this.owed = Math.max(0, this.owed - Math.max(0, owes - (this.received - before)));
+        this.post({ say: "notice", message: `${error.message}; trying again` });
+        await sleep(200 * 2 ** tries);
+      } finally {
+        reader.close();
+      }
+    }
+  }
+
+  /**
+   * A chunk has come.
+   * @param {ChunkEntry} entry
+   * @param {Uint8Array} bytes
+   * @param {boolean} fromCache
+   */
+  async take(entry, bytes, fromCache) {
+    const file = /** @type {SplcFile} */ (this.file);
+    const { unit } = /** @type {{ unit: TilePart }} */ (this.owners.get(entry));
+    let open = this.open.get(unit);
+    if (!open) {
+      const { tile, level } = unit.entry;
+      const parts = file.stream({ parts: [{ tile, level }], as: "records", shLayers: this.shLayers });
+      this.open.set(unit, (open = { parts, missing: this.chunksOf(unit).length, failed: false }));
+    }
+    if (open.failed) return;
+    file.ahead.set(entry, bytes);
+    open.missing--;
+    try {
+      // The Gaussians as soon as they are there, their SH coefficients when all layers are.
+      if (entry === unit.entry) await this.hand(open, unit);
+      if (open.missing === 0) {
+        if (this.chunksOf(unit).length > 1) await this.hand(open, unit);
+        this.close(unit);
+      }
+      if (!fromCache) this.cache?.put(entry, bytes);
+    } catch (error) {
+      // One damaged chunk costs what it holds; what else is in the file can still be shown.
+      this.close(unit);
+      open.failed = true;
+      if (entry === unit.entry) this.open.set(unit, open);
+      if (fromCache) this.cache?.forget(entry);
+      this.post({ say: "damage", error: plainError(error), part: this.owners.get(entry)?.index });
+    }
+  }
+
+  /** @param {TilePart} unit */
+  close(unit) {
+    this.open.delete(unit);
+    for (const chunk of [unit.entry, ...unit.layers]) if (chunk) this.file?.ahead.delete(chunk);
+  }
+
+  /**
+   * Decode and hand over.
+   * @param {Open} open
+   * @param {TilePart} unit
+   */
+  async hand(open, unit) {
+    const { value } = await open.parts.next();
+    if (!value) return;
+    const { index } = /** @type {{ index: number }} */ (this.owners.get(unit.entry));
+    const { records, sh, look, count } = value;
+    const packed = sh && paddedSh(/** @type {Uint32Array} */ (sh), count);
+    const buffers = [records?.records.buffer, records?.boxes.buffer, packed?.buffer];
+    this.waiting++;
+    const transfer = /** @type {ArrayBuffer[]} */ (buffers.filter((buffer) => buffer));
+    this.post({ say: "part", index, look, records, sh: packed, received: this.received }, transfer);
+  }
+
+  /** @param {unknown} error */
+  fail(error) {
+    this.failed = true;
+    this.post({ say: "error", error: plainError(error) });
+  }
+}
+
+/**
+ * SH words of each Gaussian filled up to whole texels of four.
+ * @param {Uint32Array} sh
+ * @param {number} count
+ */
+function paddedSh(sh, count) {
+  const words = sh.length / count;
+  const wide = (words + 3) & ~3;
+  // Texel by texel: the first of all Gaussians, the second of all ...
+  const out = new Uint32Array(wide * count);
+  for (let texel = 0; texel < wide / 4; texel++) {
+    for (let i = 0, at = 4 * texel * count; i < count; i++) {
+      for (let k = 4 * texel; k < 4 * texel + 4; k++) out[at++] = k < words ? sh[words * i + k] : 0;
+    }
+  }
+  return out;
+}
+
+const scope = /** @type {any} */ (globalThis);
+const loader = new Loader((message, transfer = []) => scope.postMessage(message, transfer));
+scope.onmessage = (/** @type {MessageEvent<LoaderQuestion>} */ { data }) => {
+  if (data.ask === "open") loader.start(data).catch((error) => loader.fail(error));
+  else if (data.ask === "plan") loader.replan(data);
+  else if (data.ask === "pause") {
+    loader.paused = data.paused ?? false;
+    loader.pump();
+  } else if (data.ask === "ack") {
+    loader.waiting--;
+    loader.pump();
+  }
+};

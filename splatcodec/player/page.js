@@ -1,0 +1,101 @@
+// The page around the player: ?src= names the scene, buttons, status, errors that can be read.
+//
+//     index.html?src=scene.splc        on this page's own origin; others only if the page lists them:
+//     <meta name="splatcodec-origins" content="https://cdn.example"> and the same in connect-src of its policy
+//
+// A page that holds its scene itself (export-html) has it in <script type="text/plain" id="content">, as base64.
+
+import { Player } from "./player.js";
+
+/** @param {string} id @returns {any} */
+const part = (id) => document.getElementById(id);
+
+/** @param {number} bytes */
+const size = (bytes) => (bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(bytes < 1e7 ? 2 : 1)} MB`);
+
+/** What can be done about an error. @type {Record<string, string>} */
+const ADVICE = {
+  format: "It may not be a .splc file, or be damaged.",
+  truncated: "The file is not complete: copy or upload it again.",
+  checksum: "The file is damaged: copy or upload it again.",
+  unsupported: "Write the scene again with the default options of splatcodec compress.",
+  limit: "The file asks for more memory than is allowed.",
+  network: "Check the address and the connection, then reload the page.",
+  graphics: "Try another browser, or switch hardware acceleration on.",
+};
+
+/** @param {import("./player.js").PlayerState} state */
+function show({ phase, received, size: all, gaussians, total, notices, error }) {
+  document.documentElement.dataset.phase = phase;
+  const text = {
+    empty: "Open a .splc file, or drop one here.",
+    opening: "Opening ...",
+    loading: `${gaussians.toLocaleString("en")} of ${total.toLocaleString("en")} Gaussians, ${size(received)} of ${size(all)}`,
+    complete: `${gaussians.toLocaleString("en")} Gaussians`,
+    failed: "",
+  }[phase];
+  const line = [text, notices[notices.length - 1]].filter((x) => x).join(". ");
+  if (part("status").textContent !== line) part("status").textContent = line;
+  part("progress").hidden = phase !== "loading" && phase !== "opening";
+  part("progress").value = all ? Math.min(1, received / all) : 0;
+  part("error").hidden = !error;
+  if (error) part("error").textContent = `The scene cannot be shown.\n${error.message}\n${ADVICE[error.code] ?? ""}`;
+}
+
+/** @param {unknown} error */
+function refuse(error) {
+  const { message, code = "graphics" } = /** @type {any} */ (error);
+  show({ phase: "failed", received: 0, size: 0, gaussians: 0, total: 0, notices: [], error: { message, code } });
+}
+
+function start() {
+  const listed = /** @type {HTMLMetaElement | null} */ (document.querySelector("meta[name=splatcodec-origins]"));
+  const origins = listed?.content.split(/\s+/) ?? [];
+  const query = new URLSearchParams(location.search);
+  const address = query.get("src");
+  const budget = Number(query.get("budget")) || undefined;
+  let otherOrigins = false;
+  if (address) {
+    try {
+      otherOrigins = origins.includes(new URL(address, document.baseURI).origin);
+    } catch {
+      return refuse({ message: `${address} is not an address`, code: "network" });
+    }
+  }
+  const player = new Player(part("scene"), { budget, otherOrigins, onState: show });
+  Object.assign(globalThis, { player });
+  const open = (/** @type {Parameters<Player["load"]>[0]} */ input) => player.load(input).catch(() => {});
+
+  part("fit").onclick = () => player.fit();
+  part("mode").onclick = () => {
+    const controls = /** @type {import("./controls.js").Controls} */ (player.controls);
+    controls.flying = !controls.flying;
+    part("mode").setAttribute("aria-pressed", String(controls.flying));
+  };
+  part("full").onclick = () => {
+    if (document.fullscreenElement) document.exitFullscreen();
+    else part("stage").requestFullscreen?.().catch(() => {});
+  };
+  part("full").hidden = !document.fullscreenEnabled;
+  part("file").onchange = () => part("file").files[0] && open(part("file").files[0]);
+  part("scene").addEventListener("keyup", () => {
+    part("mode").setAttribute("aria-pressed", String(player.controls?.flying ?? false));
+  });
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    const file = event.dataTransfer?.files[0];
+    if (file) open(file);
+  });
+
+  const content = part("content");
+  if (content) open({ base64: content.textContent.trim() });
+  else if (address) open(address);
+  else show(player.state);
+}
+
+try {
+  start();
+} catch (error) {
+  refuse(error);
+}

@@ -1,0 +1,416 @@
+// The player: a canvas that shows a `.splc` scene while it loads.
+//
+//     const player = new Player(canvas, { onState: ... });
+//     await player.load("scene.splc");      // resolves when there is a first picture
+//     player.dispose();
+//
+// controls -> rig -> view -> scene (what to fetch, what order) -> renderer. A frame is drawn when something has changed.
+
+import { Rig } from "./camera.js";
+import { Controls } from "./controls.js";
+import { SplcError } from "./decoder/container.js";
+import { GraphicsError, Renderer } from "./renderer.js";
+import { Scene } from "./scene.js";
+
+/** @typedef {import("./camera.js").View} View */
+/** @typedef {import("./scene.js").Facts} Facts */
+
+/**
+ * @typedef {object} PlayerOptions
+ * @property {number} [budget] Gaussians that may be resident; chosen by the device if not given
+ * @property {number[]} [background] red, green, blue; else what the file says, else black
+ * @property {boolean} [controls] whether people can move the camera (yes)
+ * @property {boolean} [cache] whether to keep downloaded chunks in Cache storage (yes)
+ * @property {boolean} [otherOrigins] whether a scene may come from another origin (no)
+ * @property {(state: PlayerState) => void} [onState]
+ */
+
+/**
+ * @typedef {object} PlayerState
+ * @property {"empty" | "opening" | "loading" | "complete" | "failed"} phase
+ * @property {number} received bytes so far
+ * @property {number} size bytes of the file, 0 while not known
+ * @property {number} gaussians in the picture
+ * @property {number} total in the file
+ * @property {string[]} notices
+ * @property {{ message: string, code: string } | null} error
+ */
+
+/** Frames that take longer lower the resolution while the camera moves. */
+const LATE_MS = 40;
+const EARLY_MS = 20;
+const MIN_SCALE = 0.5;
+/** The camera rests when it has not moved for so long. */
+const REST_MS = 200;
+const REPLAN_MS = 300;
+
+/** Gaussians that this device may hold: by its memory where it says, by its screen where not. */
+export function deviceBudget() {
+  const { deviceMemory = 0, userAgent = "" } = /** @type {any} */ (globalThis.navigator ?? {});
+  const phone = /Android|iPhone|iPad|Mobile/.test(userAgent) || (globalThis.matchMedia?.("(pointer: coarse)").matches ?? false);
+  if (phone) return deviceMemory && deviceMemory < 4 ? 500_000 : 1_500_000;
+  return deviceMemory && deviceMemory < 4 ? 1_500_000 : 4_000_000;
+}
+
+export class Player {
+  /**
+   * @param {HTMLCanvasElement} canvas
+   * @param {PlayerOptions} [options]
+   */
+  constructor(canvas, options = {}) {
+    this.canvas = canvas;
+    this.options = options;
+    this.budget = options.budget ?? deviceBudget();
+    this.renderer = new Renderer(canvas);
+    this.rig = new Rig();
+    /** A view that is given instead of the rig's. @type {(View & { width: number, height: number }) | null} */
+    this.fixed = null;
+    /** @type {Scene | null} */
+    this.scene = null;
+    /** @type {string[]} */
+    this.notices = [];
+    /** @type {{ message: string, code: string } | null} */
+    this.error = null;
+    this.phase = /** @type {PlayerState["phase"]} */ ("empty");
+    this.background = options.background ?? [0, 0, 0];
+    this.antialiased = false;
+    this.scale = 1;
+    this.frame = 0;
+    this.lastFrame = 0;
+    this.movedAt = -Infinity;
+    this.planAt = 0;
+    this.ready = false;
+    this.disposed = false;
+    /** Times in ms since the page began. @type {Record<string, number>} */
+    this.marks = {};
+    /** @type {{ resolve: () => void, reject: (error: unknown) => void } | null} */
+    this.waiting = null;
+    this.controls = options.controls === false ? null : new Controls(canvas, this.rig, () => this.touch());
+    this.aborter = new AbortController();
+    const { signal } = this.aborter;
+    canvas.addEventListener("webglcontextlost", (event) => this.lost(event), { signal });
+    canvas.addEventListener("webglcontextrestored", () => this.restored(), { signal });
+    document.addEventListener("visibilitychange", () => this.hidden(), { signal });
+    this.resizer = new ResizeObserver(() => this.draw());
+    this.resizer.observe(canvas);
+  }
+
+  /**
+   * Show another scene.
+   * @param {string | URL | Blob | Uint8Array | { base64: string }} input
+   * @returns {Promise<void>} resolves with the first picture
+   */
+  load(input) {
+    this.unload();
+    this.phase = "opening";
+    this.marks = { load: performance.now() };
+    const picture = new Promise((resolve, reject) => (this.waiting = { resolve: () => resolve(undefined), reject }));
+    try {
+      const scene = new Scene(this.renderer, this.budget, {
+        opened: (facts) => this.opened(facts),
+        changed: () => this.draw(),
+        notice: (message) => this.notice(message),
+        damage: (error) => this.notice(`A part of the scene is damaged and not shown: ${error.message}`),
+        failed: (error) => this.fail(error),
+        complete: () => this.completed(),
+      });
+      this.scene = scene;
+      scene.open(this.asked(input));
+    } catch (error) {
+      this.fail({ message: /** @type {Error} */ (error).message, code: "parameter" });
+    }
+    this.tell();
+    return picture.then(() => {});
+  }
+
+  /**
+   * What the loader is asked to open.
+   * @param {string | URL | Blob | Uint8Array | { base64: string }} input
+   */
+  asked(input) {
+    if (input instanceof Blob || input instanceof Uint8Array) return { content: input };
+    if (typeof input === "object" && "base64" in input) return { content: input.base64 };
+    const url = new URL(input, document.baseURI);
+    if (!/^https?:$/.test(url.protocol)) throw new SplcError("parameter", `scenes come over http or https, not ${url.protocol}`);
+    const same = url.origin === location.origin;
+    if (!same && !this.options.otherOrigins) {
+      throw new SplcError("parameter", `the scene is on another site (${url.origin}), which this page does not allow`);
+    }
+    return { url: url.href, sameOrigin: same, cache: this.options.cache ?? true };
+  }
+
+  /** @param {Facts} facts */
+  opened({ meta, shDegree }) {
+    this.marks.opened = performance.now();
+    this.phase = "loading";
+    this.antialiased = meta.antialiased === true;
+    const color = numbers(meta.background);
+    this.background = this.options.background ?? (color ? color.map((x) => Math.max(0, Math.min(1, x))) : [0, 0, 0]);
+    this.renderer.begin(shDegree);
+    this.scene?.plan();
+    this.tell();
+  }
+
+  /** The thumbnail is there: stand where the file says, or where all of it can be seen. */
+  stand() {
+    const { scene, rig } = this;
+    const meta = scene?.facts?.meta ?? {};
+    const { center, radius } = /** @type {Scene} */ (scene).extent();
+    const up = numbers(meta.up) ?? upOf(meta.frame);
+    const size = Math.hypot(...up);
+    rig.extent = { center, radius, up: size > 0 ? [up[0] / size, up[1] / size, up[2] / size] : [0, -1, 0] };
+    rig.fit(this.aspect);
+    const camera = /** @type {any} */ (meta.camera ?? {});
+    const position = numbers(camera.position);
+    const forward = numbers(camera.forward);
+    const target = numbers(camera.target) ?? (position && forward ? position.map((x, k) => x + radius * forward[k]) : center);
+    if (position) rig.lookAt(position, target);
+    this.ready = true;
+    scene?.look(this.view(), this.canvas.width, this.canvas.height);
+    scene?.plan();
+  }
+
+  /** The camera as it is now, for the canvas as it is now. */
+  view() {
+    const { width, height } = this.fixed ?? this.size();
+    if (this.canvas.width !== width) this.canvas.width = width;
+    if (this.canvas.height !== height) this.canvas.height = height;
+    return this.fixed ?? this.rig.view(width, height);
+  }
+
+  /** Pixels to draw: those of the screen, fewer while frames are late. */
+  size() {
+    const { clientWidth, clientHeight } = this.canvas;
+    const ratio = Math.min(globalThis.devicePixelRatio || 1, 2) * this.scale;
+    return { width: Math.max(1, Math.round(clientWidth * ratio)), height: Math.max(1, Math.round(clientHeight * ratio)) };
+  }
+
+  /**
+   * Look through a camera of one's own, in a picture of that size; null gives the camera back to people.
+   * @param {(View & { width: number, height: number }) | null} view
+   */
+  setView(view) {
+    this.fixed = view;
+    this.touch();
+  }
+
+  /** Show all of the scene. */
+  fit() {
+    this.rig.fit(this.aspect);
+    this.touch();
+  }
+
+  /** Longer side of the canvas over the shorter one. */
+  get aspect() {
+    const { clientWidth, clientHeight } = this.canvas;
+    return Math.max(clientWidth, clientHeight, 1) / Math.max(1, Math.min(clientWidth, clientHeight));
+  }
+
+  /** The camera has moved. */
+  touch() {
+    this.movedAt = performance.now();
+    this.draw();
+  }
+
+  /** Draw soon. */
+  draw() {
+    if (!this.frame && !this.disposed && !document.hidden) this.frame = requestAnimationFrame((now) => this.render(now));
+  }
+
+  /** @param {number} now */
+  render(now) {
+    this.frame = 0;
+    const { scene, renderer } = this;
+    if (!scene || renderer.gl.isContextLost()) return;
+    const late = now - this.lastFrame;
+    this.lastFrame = now;
+    try {
+      const moving = this.controls?.step(late / 1000) ?? false;
+      if (moving) this.movedAt = now;
+      const rests = now - this.movedAt > REST_MS;
+      this.adapt(late, rests);
+      const more = scene.upload();
+      if (!this.ready && scene.hasPicture) this.stand();
+      if (!this.ready) return more ? this.draw() : undefined;
+      const view = this.view();
+      const { width, height } = this.canvas;
+      scene.look(view, width, height);
+      scene.sort();
+      if (now - this.planAt > REPLAN_MS && !rests) {
+        this.planAt = now;
+        scene.plan();
+      }
+      renderer.draw(view, width, height, this.background, this.antialiased);
+      if (renderer.count && this.waiting) this.pictured();
+      if (more || moving || !rests || (rests && this.scale < 1)) this.draw();
+      this.tell();
+    } catch (error) {
+      this.fail({ message: /** @type {Error} */ (error).message, code: error instanceof GraphicsError ? "graphics" : "internal" });
+    }
+  }
+
+  /** There is something on the screen. */
+  pictured() {
+    this.marks.picture = performance.now();
+    performance.mark("splatcodec-picture");
+    this.waiting?.resolve();
+    this.waiting = null;
+  }
+
+  /**
+   * Fewer pixels while frames are late, all of them when the camera rests.
+   * @param {number} late ms since the frame before
+   * @param {boolean} rests
+   */
+  adapt(late, rests) {
+    if (this.fixed || rests) this.scale = 1;
+    else if (late > LATE_MS && late < 1000) this.scale = Math.max(MIN_SCALE, this.scale * 0.85);
+    else if (late < EARLY_MS) this.scale = Math.min(1, this.scale * 1.05);
+  }
+
+  completed() {
+    if (this.phase === "loading") {
+      this.phase = "complete";
+      this.marks.complete = performance.now();
+    }
+    if (this.waiting && !this.scene?.places.some(({ state }) => state === "asked")) {
+      const all = this.scene?.places.some(({ damaged }) => damaged);
+      if (all) this.fail({ message: "No part of the scene can be shown: it is damaged.", code: "checksum" });
+      else if (!this.scene?.places.length) this.pictured();
+    }
+    this.draw();
+    this.tell();
+  }
+
+  /** @param {string} message */
+  notice(message) {
+    if (!this.notices.includes(message) && this.notices.length < 20) this.notices.push(message);
+    this.tell();
+  }
+
+  /** @param {{ message: string, code: string }} error */
+  fail(error) {
+    this.error = error;
+    this.phase = "failed";
+    this.waiting?.reject(Object.assign(new Error(error.message), { code: error.code }));
+    this.waiting = null;
+    this.tell();
+  }
+
+  /** @returns {PlayerState} */
+  get state() {
+    const { scene, phase, notices, error } = this;
+    return {
+      phase, notices, error,
+      received: scene?.received ?? 0,
+      size: scene?.facts?.size ?? 0,
+      gaussians: scene?.shownGaussians ?? 0,
+      total: scene?.facts?.numGaussians ?? 0,
+    };
+  }
+
+  tell() {
+    this.options.onState?.(this.state);
+  }
+
+  /** @param {Event} event */
+  lost(event) {
+    if (this.disposed) return;
+    // Else the browser does not give it back.
+    event.preventDefault();
+    this.notice("The graphics device was lost; the scene comes back when it does.");
+  }
+
+  restored() {
+    if (this.disposed) return;
+    this.notices = this.notices.filter((message) => !message.startsWith("The graphics device"));
+    this.renderer.create();
+    this.scene?.restore();
+    this.draw();
+    this.tell();
+  }
+
+  /** Nothing is drawn, sorted or fetched for a page that nobody sees. */
+  hidden() {
+    this.scene?.pause(document.hidden);
+    if (document.hidden) {
+      cancelAnimationFrame(this.frame);
+      this.frame = 0;
+    } else {
+      this.draw();
+    }
+  }
+
+  /**
+   * Resolves when all that is wanted is in the picture.
+   * @param {number} [timeoutMs]
+   */
+  async settled(timeoutMs = 60_000) {
+    const end = performance.now() + timeoutMs;
+    while (!(this.phase === "complete" && this.scene?.settled)) {
+      if (this.phase === "failed") throw new Error(this.error?.message);
+      if (performance.now() > end) throw new Error("the scene does not settle");
+      await new Promise((done) => setTimeout(done, 10));
+      this.draw();
+    }
+  }
+
+  /** The picture as it is now: bytes red, green, blue, alpha, top row first. */
+  snapshot() {
+    const view = this.view();
+    const { width, height } = this.canvas;
+    this.renderer.draw(view, width, height, this.background, this.antialiased);
+    return { width, height, pixels: this.renderer.pixels(width, height) };
+  }
+
+  /** Bytes of the textures, and most bytes that were kept beside them. */
+  get memory() {
+    return { gpu: this.renderer.bytes, cpu: this.scene?.cpuBytes ?? 0, peakBeside: this.scene?.peakBytes ?? 0 };
+  }
+
+  /** Let go of the scene. */
+  unload() {
+    this.scene?.close();
+    this.scene = null;
+    this.waiting?.reject(new Error("another scene was loaded"));
+    this.waiting = null;
+    this.notices = [];
+    this.error = null;
+    this.phase = "empty";
+    this.ready = false;
+    if (this.renderer.capacity && !this.renderer.gl.isContextLost()) this.renderer.resize(0, 0);
+    this.renderer.count = 0;
+  }
+
+  /** Let go of everything. */
+  dispose() {
+    this.unload();
+    this.disposed = true;
+    cancelAnimationFrame(this.frame);
+    this.controls?.dispose();
+    this.aborter.abort();
+    this.resizer.disconnect();
+    this.renderer.dispose();
+  }
+}
+
+/**
+ * Three finite numbers, or null: metadata may hold anything.
+ * @param {unknown} value
+ * @returns {number[] | null}
+ */
+function numbers(value) {
+  return Array.isArray(value) && value.length === 3 && value.every((x) => typeof x === "number" && Math.abs(x) < 1e30)
+    ? value
+    : null;
+}
+
+/**
+ * Up in a frame such as "RUB": x right, y up, z back.
+ * @param {unknown} frame
+ */
+function upOf(frame) {
+  const up = [0, -1, 0];
+  if (typeof frame !== "string" || !/^[RLUDFB]{3}$/.test(frame)) return up;
+  return [...frame].map((letter) => (letter === "U" ? 1 : letter === "D" ? -1 : 0));
+}

@@ -1,0 +1,541 @@
+// One scene while it loads: which parts there are, where their blocks lie in the textures, what is shown, what to fetch.
+//
+//     loader (Worker) -> parts -> blocks in textures (renderer) and in the sorter (Worker) -> order -> renderer
+//
+// A tile is shown by its level 0 until level 1 is there, then by levels 1 to l, as many as are there without a gap. What
+// changes in a picture changes when the order that goes with it arrives, so that no frame shows half of a change.
+
+import { BLOCK } from "./renderer.js";
+import { startLoader, startSorter } from "./workers.js";
+
+/** @typedef {import("./camera.js").View} View */
+/** @typedef {import("./renderer.js").Renderer} Renderer */
+
+/**
+ * What the loader says of a file that it has opened.
+ * @typedef {object} Facts
+ * @property {string} version
+ * @property {number} size bytes
+ * @property {number} numGaussians
+ * @property {number} shDegree
+ * @property {import("./decoder/index.js").LevelEntry[]} levels
+ * @property {{ level: number, tile: number, count: number, bytes: number, last: boolean }[]} parts
+ * @property {Record<string, unknown>} meta
+ * @property {Float32Array | null} boxes
+ * @property {boolean} growing the server ignores ranges
+ */
+
+/**
+ * A part on its way or in the textures.
+ * @typedef {object} Place
+ * @property {number} index
+ * @property {number} level
+ * @property {number} tile
+ * @property {number} count
+ * @property {{ block: number, blocks: number }[]} runs where its blocks are; empty while it is not there
+ * @property {{ grow: number, gain: number }} look of the tile if this is its highest level
+ * @property {"absent" | "asked" | "there"} state
+ * @property {boolean} sh whether its SH coefficients are there
+ * @property {boolean} shown
+ * @property {boolean} damaged
+ */
+
+/**
+ * What is to be uploaded.
+ * @typedef {object} Upload
+ * @property {Place} place
+ * @property {{ records: Uint32Array, boxes: Float32Array } | null} records
+ * @property {Uint32Array | null} sh texel by texel
+ * @property {{ grow: number, gain: number }} look
+ */
+
+/** Uploads of a frame end after so many bytes. */
+const UPLOAD_BYTES = 2 ** 21;
+/** Gaussians of the thumbnail that say where the scene is. */
+const SAMPLES = 4096;
+
+/**
+ * @typedef {object} SceneEvents
+ * @property {(facts: Facts) => void} opened
+ * @property {() => void} changed a frame is to be drawn
+ * @property {(message: string) => void} notice
+ * @property {(error: { message: string, code: string }) => void} damage a part cannot be shown
+ * @property {(error: { message: string, code: string }) => void} failed
+ * @property {(received: number) => void} complete all that is wanted is there
+ */
+
+export class Scene {
+  /**
+   * @param {Renderer} renderer
+   * @param {number} budget Gaussians that may be in the textures
+   * @param {SceneEvents} events
+   */
+  constructor(renderer, budget, events) {
+    this.renderer = renderer;
+    this.budget = budget;
+    this.events = events;
+    /** @type {Facts | null} */
+    this.facts = null;
+    /** @type {Place[]} */
+    this.places = [];
+    /** Places of each tile by level. @type {Map<number, Place[]>} */
+    this.tiles = new Map();
+    this.capacity = 0;
+    this.used = new Uint8Array(0);
+    /** @type {Upload[]} */
+    this.uploads = [];
+    /** Numbers the states that an order may belong to. */
+    this.version = 0;
+    /** What to do when the order of a version arrives. @type {{ version: number, work: () => void }[]} */
+    this.deferred = [];
+    this.sorting = false;
+    this.stale = true;
+    /** @type {ArrayBuffer | undefined} */
+    this.spare = undefined;
+    /** @type {View | null} */
+    this.view = null;
+    this.tangents = [1, 1, 1, 1];
+    this.planned = 0;
+    this.received = 0;
+    this.closed = false;
+    this.sortMs = 0;
+    this.drawnBlocks = 0;
+    this.peakBytes = 0;
+    /** Position and opacity of some Gaussians of the thumbnail. @type {number[]} */
+    this.samples = [];
+    /** Bytes of decoded parts on this side that are not uploaded yet. */
+    this.heldBytes = 0;
+    this.loader = startLoader();
+    this.sorter = startSorter();
+    this.loader.onmessage = ({ data }) => this.hear(data);
+    this.sorter.onmessage = ({ data }) => this.sorted(data);
+    for (const worker of [this.loader, this.sorter]) {
+      worker.onerror = (event) => {
+        event.preventDefault?.();
+        events.failed({ message: `a part of the player cannot be loaded: ${event.message ?? "no reason given"}`, code: "internal" });
+      };
+    }
+  }
+
+  /** @param {Omit<import("./loader.js").LoaderQuestion, "ask">} input */
+  open(input) {
+    this.loader.postMessage({ ask: "open", ...input });
+  }
+
+  /** @param {any} message of the loader */
+  hear(message) {
+    if (this.closed) return;
+    const { say } = message;
+    if (say === "opened") this.opened(message);
+    else if (say === "part") this.arrived(message);
+    else if (say === "notice") this.events.notice(message.message);
+    else if (say === "damage") this.damaged(message);
+    else if (say === "error") this.events.failed(message.error);
+    else if (say === "complete" && message.plan === this.planned) {
+      this.received = message.received;
+      this.events.complete(message.received);
+    }
+  }
+
+  /** @param {Facts} facts */
+  opened(facts) {
+    this.facts = facts;
+    this.places = facts.parts.map(({ level, tile, count }, index) => ({
+      index, level, tile, count, runs: [], look: { grow: 0, gain: 1024 }, state: "absent", sh: false, shown: false, damaged: false,
+    }));
+    for (const place of this.places) {
+      const levels = this.tiles.get(place.tile) ?? [];
+      this.tiles.set(place.tile, levels);
+      levels[place.level] = place;
+    }
+    this.makeRoom();
+    this.events.opened(facts);
+  }
+
+  /** Textures and sorter for all there is, or as much as the budget allows. */
+  makeRoom() {
+    const facts = /** @type {Facts} */ (this.facts);
+    const blocks = this.places.reduce((sum, { count }) => sum + Math.ceil(count / BLOCK), 0);
+    this.renderer.resize(Math.min(blocks, Math.ceil(this.budget / BLOCK)), facts.shDegree);
+    this.capacity = this.renderer.capacity;
+    this.used = new Uint8Array(this.capacity);
+    this.sorter.postMessage({ ask: "size", capacity: this.capacity });
+  }
+
+  /** A lost context is back: everything has to come again, from the cache if there is one. */
+  restore() {
+    if (!this.facts) return;
+    this.uploads = [];
+    this.deferred = [];
+    this.heldBytes = 0;
+    const lost = this.places.filter(({ state }) => state !== "absent").map(({ index }) => index);
+    for (const place of this.places) Object.assign(place, { runs: [], state: "absent", sh: false, shown: false });
+    this.makeRoom();
+    this.plan(lost);
+  }
+
+  /**
+   * Choose what shall be there, by what the camera sees, and ask for it.
+   * @param {number[]} [lost]
+   */
+  plan(lost = []) {
+    const { facts, view } = this;
+    if (!facts || this.closed) return;
+    const seen = new Map([...this.tiles.keys()].map((tile) => [tile, view ? this.sizeOf(tile, view) : 1]));
+    const sizeOf = (/** @type {Place} */ place) => seen.get(place.tile) ?? 0;
+    // Thumbnails first, then what is seen, large tiles of it before small ones if not all fit.
+    const group = (/** @type {Place} */ place) => (place.level === 0 ? 0 : sizeOf(place) > 0 ? 1 : 2);
+    const wanted = this.places.filter(({ damaged }) => !damaged);
+    wanted.sort((a, b) => group(a) - group(b) || a.level - b.level || sizeOf(b) - sizeOf(a) || a.index - b.index);
+    let room = this.capacity;
+    /** @type {number[][]} */
+    const groups = [[], [], []];
+    /** Highest level of a tile that fits, so that none has a gap. @type {Set<number>} */
+    const full = new Set();
+    const kept = new Set();
+    for (const place of wanted) {
+      const blocks = Math.ceil(place.count / BLOCK);
+      if (full.has(place.tile)) continue;
+      if (blocks > room) {
+        full.add(place.tile);
+        continue;
+      }
+      room -= blocks;
+      kept.add(place);
+      groups[group(place)].push(place.index);
+    }
+    // What is not wanted any more goes only where there is no room for all.
+    if (kept.size < wanted.length) {
+      for (const place of this.places) if (!kept.has(place) && place.state !== "absent") lost.push(place.index), this.drop(place);
+    }
+    for (const indices of groups) for (const index of indices) if (this.places[index].state === "absent") this.places[index].state = "asked";
+    this.loader.postMessage({ ask: "plan", groups, id: ++this.planned, lost });
+  }
+
+  /**
+   * How large a tile is in the picture: the angle of its box, 0 if it is not seen.
+   * @param {number} tile
+   * @param {View} view
+   */
+  sizeOf(tile, { position, rows }) {
+    const { boxes } = /** @type {Facts} */ (this.facts);
+    if (!boxes || 6 * tile + 6 > boxes.length) return 1;
+    const offset = [0, 0, 0];
+    let radius = 0;
+    for (let k = 0; k < 3; k++) {
+      const [low, high] = [boxes[6 * tile + k], boxes[6 * tile + 3 + k]];
+      offset[k] = (low + high) / 2 - position[k];
+      radius += ((high - low) / 2) ** 2;
+    }
+    radius = Math.sqrt(radius);
+    const distance = Math.hypot(...offset);
+    if (!(distance > radius)) return 10;
+    const [x, y, z] = [0, 3, 6].map((r) => rows[r] * offset[0] + rows[r + 1] * offset[1] + rows[r + 2] * offset[2]);
+    const [left, right, top, bottom] = this.tangents;
+    const out = (/** @type {number} */ along, /** @type {number} */ tangent) =>
+      along - tangent * z > radius * Math.sqrt(1 + tangent * tangent);
+    if (out(-x, left) || out(x, right) || out(-y, top) || out(y, bottom) || z + radius < 0) return 0;
+    return radius / distance;
+  }
+
+  /** @param {{ index: number, look: { grow: number, gain: number }, records: any, sh: Uint32Array | null, received: number }} part */
+  arrived({ index, look, records, sh, received }) {
+    const place = this.places[index];
+    this.received = received;
+    if (place.state === "absent") return this.loader.postMessage({ ask: "ack" });
+    this.heldBytes += (records?.records.byteLength ?? 0) + (records?.boxes.byteLength ?? 0) + (sh?.byteLength ?? 0);
+    this.uploads.push({ place, records, sh, look });
+    this.events.changed();
+  }
+
+  /** @param {{ part?: number, error: { message: string, code: string } }} message */
+  damaged({ part, error }) {
+    const place = part === undefined ? undefined : this.places[part];
+    if (place && place.state !== "there") Object.assign(place, { damaged: true, state: "absent" });
+    this.events.damage(error);
+  }
+
+  /** Upload some of what has arrived; returns whether there is more. */
+  upload() {
+    let bytes = 0;
+    this.peakBytes = Math.max(this.peakBytes, this.heldBytes + this.cpuBytes);
+    while (this.uploads.length && bytes < UPLOAD_BYTES) {
+      const { place, records, sh, look } = this.uploads[0];
+      // Blocks that were given up are free when no order names them any more.
+      if (records && place.state !== "absent" && this.free < Math.ceil(place.count / BLOCK)) return true;
+      this.uploads.shift();
+      const own = (records?.records.byteLength ?? 0) + (records?.boxes.byteLength ?? 0) + (sh?.byteLength ?? 0);
+      this.heldBytes = Math.max(0, this.heldBytes - own);
+      bytes += own;
+      this.loader.postMessage({ ask: "ack" });
+      if (place.state === "absent") continue;
+      if (records) this.uploadRecords(place, records, look);
+      if (sh && place.state === "there") this.uploadSh(place, sh);
+    }
+    return this.uploads.length > 0;
+  }
+
+  /** Blocks that are free. */
+  get free() {
+    return this.used.reduce((sum, used) => sum - used, this.capacity);
+  }
+
+  /** Bytes that are kept beside the textures: the sorter's, and orders. */
+  get cpuBytes() {
+    return this.capacity * (6 * BLOCK + 68) + 8 * BLOCK * this.capacity;
+  }
+
+  /**
+   * @param {Place} place
+   * @param {{ records: Uint32Array, boxes: Float32Array }} records
+   * @param {{ grow: number, gain: number }} look
+   */
+  uploadRecords(place, { records, boxes }, look) {
+    const { renderer } = this;
+    place.runs = this.allocate(Math.ceil(place.count / BLOCK));
+    place.look = look;
+    place.state = "there";
+    if (place.level === 0 || !this.samples.length) this.sample(place, records, boxes);
+    const blocks = [];
+    let from = 0;
+    for (const { block, blocks: size } of place.runs) {
+      const texels = Math.min(BLOCK * size, place.count - BLOCK * from);
+      renderer.upload("records", block, texels, BLOCK, records, 4 * BLOCK * from);
+      renderer.upload("boxes", block, 4 * size, 4, boxes, 16 * from);
+      for (let k = 0; k < size; k++) blocks.push(block + k);
+      from += size;
+    }
+    this.sorter.postMessage({ ask: "put", blocks: Int32Array.from(blocks), records, boxes }, [records.buffer, boxes.buffer]);
+    this.reconsider(place.tile);
+  }
+
+  /**
+   * @param {Place} place
+   * @param {Uint32Array} sh
+   */
+  uploadSh(place, sh) {
+    const texels = sh.length / (4 * place.count);
+    for (let k = 0; k < texels; k++) {
+      let from = 0;
+      for (const { block, blocks: size } of place.runs) {
+        const count = Math.min(BLOCK * size, place.count - BLOCK * from);
+        this.renderer.upload(`sh${k}`, block, count, BLOCK, sh, 4 * (place.count * k + BLOCK * from));
+        from += size;
+      }
+    }
+    place.sh = true;
+    this.applyLook(place);
+    this.events.changed();
+  }
+
+  /**
+   * Free blocks, in as few runs as can be.
+   * @param {number} blocks
+   */
+  allocate(blocks) {
+    const runs = [];
+    const { used } = this;
+    const find = (/** @type {number} */ least) => {
+      for (let at = 0, size = 0; at < used.length; at++) {
+        size = used[at] ? 0 : size + 1;
+        if (size === least) return at + 1 - least;
+      }
+      return -1;
+    };
+    while (blocks > 0) {
+      let size = blocks;
+      let block = find(size);
+      while (block < 0 && size > 1) block = find((size = Math.ceil(size / 2)));
+      if (block < 0) throw new Error("no block is free");
+      used.fill(1, block, block + size);
+      runs.push({ block, blocks: size });
+      blocks -= size;
+    }
+    return runs;
+  }
+
+  /**
+   * Take a part out of the picture; its blocks are free when no order names them any more.
+   * @param {Place} place
+   */
+  drop(place) {
+    const { runs } = place;
+    this.hide(place);
+    Object.assign(place, { runs: [], state: "absent", sh: false });
+    if (runs.length) this.defer(() => runs.forEach(({ block, blocks }) => this.used.fill(0, block, block + blocks)));
+    this.reconsider(place.tile);
+  }
+
+  /** @param {() => void} work */
+  defer(work) {
+    this.stale = true;
+    this.deferred.push({ version: ++this.version, work });
+  }
+
+  /** @param {Place} place */
+  blocksOf(place) {
+    return Int32Array.from(place.runs.flatMap(({ block, blocks }) => Array.from({ length: blocks }, (_, k) => block + k)));
+  }
+
+  /** @param {Place} place */
+  hide(place) {
+    if (place.shown) this.sorter.postMessage({ ask: "show", blocks: this.blocksOf(place), shown: false });
+    place.shown = false;
+  }
+
+  /**
+   * Show what there is of a tile.
+   * @param {number} tile
+   */
+  reconsider(tile) {
+    const levels = this.tiles.get(tile) ?? [];
+    let top = 0;
+    // Levels may be missing from a file: what is not in it makes no gap.
+    for (let level = 1; level < levels.length; level++) {
+      if (!levels[level]) continue;
+      if (levels[level].state !== "there") break;
+      top = level;
+    }
+    for (const place of levels) {
+      if (!place || place.state !== "there") continue;
+      const shown = top ? place.level >= 1 && place.level <= top : place.level === 0;
+      if (shown && !place.shown) {
+        this.sorter.postMessage({ ask: "show", blocks: this.blocksOf(place), shown: true });
+        place.shown = true;
+      } else if (!shown) {
+        this.hide(place);
+      }
+    }
+    this.defer(() => {
+      for (const place of levels) if (place?.state === "there") this.applyLook(place);
+    });
+    this.events.changed();
+  }
+
+  /** @param {Place} place */
+  applyLook(place) {
+    const levels = this.tiles.get(place.tile) ?? [];
+    let top = place;
+    for (const other of levels) if (other?.shown && other.level >= top.level && place.level) top = other;
+    const { grow, gain } = place.level ? top.look : { grow: 0, gain: 1024 };
+    for (const { block, blocks } of place.runs) {
+      this.renderer.setLook(block, blocks, grow / 1024, gain / 1024, place.sh);
+    }
+  }
+
+  /**
+   * The camera is here now.
+   * @param {View} view
+   * @param {number} width
+   * @param {number} height
+   */
+  look(view, width, height) {
+    const { position, rows, fx, fy, cx, cy } = view;
+    const old = this.view;
+    this.tangents = [cx / fx, (width - cx) / fx, cy / fy, (height - cy) / fy];
+    if (!old || rows.some((x, k) => x !== old.rows[k]) || position.some((x, k) => x !== old.position[k]) || old.fx !== fx) {
+      this.stale = true;
+    }
+    this.view = view;
+  }
+
+  /** Ask for a new order if the last one is out of date and none is on its way. */
+  sort() {
+    const { view } = this;
+    if (!this.stale || this.sorting || !view || !this.capacity) return;
+    this.sorting = true;
+    this.stale = false;
+    const { position, rows, near } = view;
+    const message = { ask: "sort", id: this.version, spare: this.spare, view: { position, rows, near, tangents: this.tangents } };
+    this.sorter.postMessage(message, this.spare ? [this.spare] : []);
+    this.spare = undefined;
+  }
+
+  /** @param {{ id: number, order: Uint32Array, count: number, blocks: number, ms: number }} answer */
+  sorted({ id, order, count, blocks, ms }) {
+    this.sorting = false;
+    if (this.closed || this.renderer.gl.isContextLost()) return;
+    this.sortMs = ms;
+    this.drawnBlocks = blocks;
+    this.renderer.setOrder(order, count);
+    this.spare = /** @type {ArrayBuffer} */ (order.buffer);
+    const due = this.deferred.filter(({ version }) => version <= id);
+    this.deferred = this.deferred.filter(({ version }) => version > id);
+    for (const { work } of due) work();
+    this.events.changed();
+  }
+
+  /** Whether everything that is wanted is in the picture. */
+  get settled() {
+    const asked = this.places.some(({ state }) => state === "asked");
+    return !!this.facts && !asked && !this.uploads.length && !this.sorting && !this.stale;
+  }
+
+  /** Gaussians that are in the picture, seen or not. */
+  get shownGaussians() {
+    return this.places.reduce((sum, { shown, count }) => sum + (shown ? count : 0), 0);
+  }
+
+  /** Whether the thumbnails are there, or, in a file without any, the first part is. */
+  get hasPicture() {
+    const first = this.places.filter(({ level }) => level === 0);
+    if (!first.length) return this.places.some(({ state }) => state === "there");
+    return first.every(({ state, damaged }) => damaged || state === "there");
+  }
+
+  /**
+   * Some Gaussians of the thumbnail, for the extent.
+   * @param {Place} place
+   * @param {Uint32Array} records
+   * @param {Float32Array} boxes
+   */
+  sample({ count }, records, boxes) {
+    const step = Math.max(1, Math.ceil(count / Math.max(64, SAMPLES / Math.max(1, this.tiles.size))));
+    for (let i = 0; i < count && this.samples.length < 4 * SAMPLES; i += step) {
+      const [a, b, , d] = records.subarray(4 * i, 4 * i + 4);
+      const box = 16 * Math.floor(i / BLOCK);
+      const q = [a & 65535, a >>> 16, b & 65535];
+      for (let k = 0; k < 3; k++) this.samples.push(boxes[box + k] + q[k] * boxes[box + 3 + k]);
+      this.samples.push((d >>> 24) / 255);
+    }
+  }
+
+  /**
+   * Where the scene is: the box that 5 to 95 % of the opacity lie in on each axis, what lies far outside left out.
+   * @returns {{ center: [number, number, number], radius: number }}
+   */
+  extent() {
+    const { samples } = this;
+    const rows = Array.from({ length: samples.length / 4 }, (_, k) => 4 * k);
+    const among = (/** @type {number[]} */ list, /** @type {(row: number) => number} */ value, /** @type {number} */ share) => {
+      const sorted = [...list].sort((p, q) => value(p) - value(q));
+      let left = share * sorted.reduce((sum, row) => sum + samples[row + 3], 0);
+      for (const row of sorted) if ((left -= samples[row + 3]) <= 0) return value(row);
+      return sorted.length ? value(sorted[sorted.length - 1]) : 0;
+    };
+    const axes = [0, 1, 2];
+    const middle = axes.map((k) => among(rows, (row) => samples[row + k], 0.5));
+    const distance = (/** @type {number} */ row) => Math.hypot(...axes.map((k) => samples[row + k] - middle[k]));
+    const usual = among(rows, distance, 0.5);
+    const near = rows.filter((row) => distance(row) <= 6 * usual);
+    const [low, high] = [0.05, 0.95].map((share) => axes.map((k) => among(near, (row) => samples[row + k], share)));
+    const center = /** @type {[number, number, number]} */ (axes.map((k) => (low[k] + high[k]) / 2));
+    const radius = Math.hypot(...axes.map((k) => (high[k] - low[k]) / 2));
+    return { center, radius: radius > 1e-30 && radius < 1e30 ? radius : 1 };
+  }
+
+  /** @param {boolean} paused */
+  pause(paused) {
+    this.loader.postMessage({ ask: "pause", paused });
+  }
+
+  close() {
+    this.closed = true;
+    this.loader.terminate();
+    this.sorter.terminate();
+    this.uploads = [];
+    this.places = [];
+    this.tiles.clear();
+    this.spare = undefined;
+  }
+}
