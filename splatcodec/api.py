@@ -5,12 +5,13 @@ Arrays in, bytes out, and back. Nothing heavy is imported before it is needed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -23,6 +24,7 @@ from .limits import DEFAULT_LIMITS, Limits
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .formats import Blocks
     from .preprocess.plan import LossyOptions
 
 __all__ = [
@@ -33,6 +35,7 @@ __all__ = [
     "decompress",
     "decompress_file",
     "open",
+    "open_blocks",
     "read",
     "verify",
     "write",
@@ -109,6 +112,32 @@ def read(path: PathLike, *, format: str | None = None, limits: Limits = DEFAULT_
     if format is None and not folder and os.fspath(path).lower().endswith(SUFFIX):
         raise FormatError("not a .splc file (bad magic)", file=os.fspath(path), offset=0)
     return formats.read(path, format=format, limits=limits)
+
+
+@contextlib.contextmanager
+def open_blocks(
+    path: PathLike, *, format: str | None = None, limits: Limits = DEFAULT_LIMITS, threads: int | None = None
+) -> Iterator[Blocks | None]:
+    """A scene in any known format to be read a block of rows at a time, for `formats.write_blocks`.
+
+    Args:
+        format: as for `read`. threads: chunks of a `.splc` file decoded at once.
+
+    Yields:
+        The scene, readable while the context lasts; None where it has to be read whole.
+
+    Raises:
+        SplatCodecError: one error that names file, chunk and byte; also while blocks are read.
+    """
+    from . import formats
+
+    if format == "splc" or (format is None and not os.path.isdir(path) and is_splc(path)):
+        yield None
+        return
+    if format is None and os.fspath(path).lower().endswith(SUFFIX):
+        raise FormatError("not a .splc file (bad magic)", file=os.fspath(path), offset=0)
+    with formats.open_blocks(path, format=format, limits=limits) as blocks:
+        yield blocks
 
 
 def write(

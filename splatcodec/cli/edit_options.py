@@ -6,8 +6,8 @@ import argparse
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ParameterError
@@ -17,9 +17,19 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from ..formats import Blocks
     from ..gaussians import Gaussians
 
-__all__ = ["EditStep", "add_edit_options", "apply_edits", "attach_numbers", "has_edits", "read_scene"]
+__all__ = [
+    "EditStep",
+    "add_edit_options",
+    "apply_edits",
+    "attach_numbers",
+    "edit_blocks",
+    "edits_by_row",
+    "has_edits",
+    "read_scene",
+]
 
 # Views for what each Gaussian shows; many small ones beat few large ones. Of larger scenes fewer, for the same time.
 _IMPORTANCE_VIEWS, _LEAST_VIEWS, _IMPORTANCE_PX = 96, 24, 160
@@ -156,6 +166,9 @@ def _edit(name: str, call: Callable[[Any, Gaussians, Any], Gaussians]) -> Callab
 
 
 _POINT = _numbers(3, "0,1.5,-2")
+# Steps that look at more than one Gaussian at a time, and those that leave Gaussians out.
+_WHOLE = frozenset({"remove-floaters", "decimate"})
+_FILTERS = frozenset({"crop-box", "crop-sphere", "min-opacity", "min-size", "max-size"})
 _STEPS: dict[str, _Kind] = {
     "crop-box": _Kind(
         "X0,Y0,Z0,X1,Y1,Z1",
@@ -319,6 +332,69 @@ def apply_edits(
     if done and "source" in scene.metadata:  # it names the file that these values were, before the steps
         scene = scene.replaced(metadata={name: v for name, v in scene.metadata.items() if name != "source"})
     return scene, done
+
+
+def edits_by_row(args: argparse.Namespace) -> bool:
+    """Whether every step that was asked for can be done block by block."""
+    return not any(step.option in _WHOLE for step in args.edits or [])
+
+
+def edit_blocks(
+    blocks: Blocks, path: str, args: argparse.Namespace, console: Console
+) -> tuple[Blocks, list[dict[str, Any]]]:
+    """`apply_edits` for a scene that is read in blocks, with what `read_scene` does of `--from-frame`.
+
+    Steps that leave Gaussians out are done twice: writers have to know how many are left before they begin.
+
+    Returns:
+        The scene, and what `apply_edits` returns of each step; its `seconds` grow while the scene is read.
+    """
+    metadata = dict(blocks.metadata)
+    if args.from_frame is not None:
+        from ..frames import parse_frame
+
+        frame, stated = parse_frame(args.from_frame), metadata.get("frame")
+        if stated is not None and stated != frame:
+            console.note(f"warning: {path} states the frame {stated}; it is taken to be in {frame}, as told")
+        metadata["frame"] = frame
+    steps: list[EditStep] = args.edits or []
+    if not steps:
+        return replace(blocks, metadata=metadata), []
+    done = [{"step": step.option, "value": step.text or None, "seconds": 0.0} for step in steps]
+    counts = [[0, 0] for _ in steps]
+
+    def run(scene: Gaussians) -> Gaussians:
+        for step, facts, count in zip(steps, done, counts):
+            clock, before = time.perf_counter(), len(scene)
+            try:
+                scene = _STEPS[step.option].run(scene, step.value, console, None)
+            except ParameterError as error:
+                error.field = f"--{step.option}"
+                raise
+            count[0], count[1] = count[0] + before, count[1] + len(scene)
+            facts["seconds"] += time.perf_counter() - clock  # type: ignore[operator]
+        return scene
+
+    head = run(blocks.head().replaced(metadata=metadata))
+
+    def rows() -> Iterator[Gaussians]:
+        for block in blocks.rows():
+            yield run(block.replaced(metadata=metadata)).replaced(metadata={})
+
+    if any(step.option in _FILTERS for step in steps):
+        for _ in rows():
+            pass
+    else:
+        counts = [[blocks.num_gaussians] * 2 for _ in steps]
+    for step, facts, (before, after) in zip(steps, done, counts):
+        console.note(_told(step, before, after))
+        facts |= {"num_gaussians_before": before, "num_gaussians": after}
+    left = {name: value for name, value in head.metadata.items() if name != "source"}
+    extras = {name: (values.dtype, values.shape[1:]) for name, values in head.extras.items()}
+    counted = [list(count) for count in counts]
+    return replace(
+        blocks, num_gaussians=counted[-1][1], sh_degree=head.sh_degree, rows=rows, extras=extras, metadata=left
+    ), done
 
 
 def _told(step: EditStep, before: int, after: int) -> str:

@@ -6,14 +6,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
 import pkgutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import BinaryIO
 
 from ..errors import (
     FormatError,
@@ -28,9 +31,21 @@ from ..errors import (
 from ..files import PathLike, atomic_folder, atomic_write, open_for_reading, os_error
 from ..gaussians import Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
-from .base import DEFAULT_OPTIONS, HEAD_BYTES, ErrorBounds, Format, WriteOptions
+from .base import DEFAULT_OPTIONS, HEAD_BYTES, Blocks, ErrorBounds, Format, WriteOptions
 
-__all__ = ["ErrorBounds", "Format", "WriteOptions", "detect", "formats", "read", "write"]
+__all__ = [
+    "Blocks",
+    "ErrorBounds",
+    "Format",
+    "WriteOptions",
+    "detect",
+    "formats",
+    "open_blocks",
+    "read",
+    "write",
+    "write_blocks",
+    "writes_blocks",
+]
 
 _SEPARATORS = (os.sep, os.altsep) if os.altsep else (os.sep,)
 
@@ -188,24 +203,50 @@ def write(
             to it.
         SplatCodecError: the disk is full, or the system failed in another way.
     """
+    fmt, _ = _target_of(path, format)
+
+    def fill_file(handle: BinaryIO) -> list[str]:
+        assert fmt.write is not None
+        losses = fmt.losses(gaussians, options) if fmt.losses is not None else []
+        return [*losses, *(fmt.write(gaussians, handle, options) or ())]
+
+    def fill_folder(folder: Path) -> list[str]:
+        assert fmt.write_path is not None
+        losses = fmt.losses(gaussians, options) if fmt.losses is not None else []
+        return [*losses, *(fmt.write_path(gaussians, folder, options) or ())]
+
+    return _written(path, format, overwrite, options, fill_file, fill_folder)
+
+
+def _target_of(path: PathLike, format: str | None) -> tuple[Format, Path | None]:
     where = _as_path(path)
-    text = os.fspath(path)
-    fmt, folder = _target(where, is_folder=text.endswith(_SEPARATORS) or os.path.isdir(where), format=format)
+    return _target(where, is_folder=os.fspath(path).endswith(_SEPARATORS) or os.path.isdir(where), format=format)
+
+
+def _written(
+    path: PathLike,
+    format: str | None,
+    overwrite: bool,
+    options: WriteOptions,
+    fill_file: Callable[[BinaryIO], list[str]],
+    fill_folder: Callable[[Path], list[str]] | None = None,
+) -> list[str]:
+    """Let a target be filled, which appears whole or not at all, and warn of the losses that filling it tells."""
+    where, text = _as_path(path), os.fspath(path)
+    fmt, folder = _target_of(path, format)
     _check_options(fmt, options, text)
     try:
         # Refused before the work, not after it; looked at again when the file takes its name.
         index = None if folder is None or fmt.index_name is None else folder / fmt.index_name
         if not overwrite and os.path.lexists(index or where):
             raise ParameterError("the file exists already", file=text, hint="--overwrite replaces it")
-        losses = fmt.losses(gaussians, options) if fmt.losses is not None else []
         if folder is not None:
-            assert fmt.write_path is not None
+            assert fill_folder is not None
             with atomic_folder(folder, overwrite, last=fmt.index_name) as temporary:
-                more = fmt.write_path(gaussians, Path(temporary), options)
+                losses = fill_folder(Path(temporary))
         else:
-            assert fmt.write is not None
             with atomic_write(where, overwrite) as handle:
-                more = fmt.write(gaussians, handle, options)
+                losses = fill_file(handle)
     except SplatCodecError as error:
         error.locate(file=text)
         raise
@@ -213,10 +254,78 @@ def write(
         raise os_error(error, path, "write") from None
     except MemoryError:
         raise LimitExceededError("there is not enough memory to write this scene", file=text) from None
-    losses = [*losses, *(more or ())]
     for loss in losses:
-        warnings.warn(f"{fmt.title}: {loss}", SplatCodecWarning, stacklevel=2)
+        warnings.warn(f"{fmt.title}: {loss}", SplatCodecWarning, stacklevel=3)
     return losses
+
+
+@contextlib.contextmanager
+def open_blocks(
+    path: PathLike, *, format: str | None = None, limits: Limits = DEFAULT_LIMITS
+) -> Iterator[Blocks | None]:
+    """A scene to be read block by block, in less memory than `read` takes; errors are those of `read`.
+
+    Yields:
+        The scene, readable while the context lasts; None where the format or this file needs to be read whole.
+    """
+    where = _as_path(path)
+    fmt = detect(where) if format is None else _named(format)
+    with contextlib.ExitStack() as stack:
+        try:
+            blocks = None
+            if fmt.open_blocks is not None and not os.path.isdir(where):
+                with contextlib.suppress(UnsupportedError):
+                    blocks = stack.enter_context(fmt.open_blocks(where, limits))
+            if blocks is not None:
+                blocks = replace(blocks, rows=_located(blocks.rows, path))
+        except SplatCodecError as error:
+            error.locate(file=str(path))
+            raise
+        except OSError as error:
+            raise os_error(error, path, "read") from None
+        yield blocks
+
+
+def _located(rows: Callable[[], Iterator[Gaussians]], path: PathLike) -> Callable[[], Iterator[Gaussians]]:
+    """The same blocks, with errors that name the file."""
+
+    def located() -> Iterator[Gaussians]:
+        try:
+            yield from rows()
+        except SplatCodecError as error:
+            error.locate(file=str(path))
+            raise
+        except OSError as error:
+            raise os_error(error, path, "read") from None
+
+    return located
+
+
+def writes_blocks(path: PathLike, *, format: str | None = None, options: WriteOptions = DEFAULT_OPTIONS) -> bool:
+    """Whether `write_blocks` can write this target: a single file of a format that can, without a quality."""
+    fmt, folder = _target_of(path, format)
+    return folder is None and fmt.write_blocks is not None and options.quality is None
+
+
+def write_blocks(
+    blocks: Blocks,
+    path: PathLike,
+    *,
+    format: str | None = None,
+    overwrite: bool = False,
+    options: WriteOptions = DEFAULT_OPTIONS,
+) -> list[str]:
+    """`write` for a scene that is read block by block; the same bytes, the same losses, the same errors.
+
+    Raises:
+        UnsupportedError: the target needs the whole scene (see `writes_blocks`).
+    """
+    fmt, _ = _target_of(path, format)
+    if not writes_blocks(path, format=format, options=options):
+        raise UnsupportedError(f"{fmt.title} cannot be written in blocks so", file=os.fspath(path))
+    assert fmt.write_blocks is not None
+    fill = fmt.write_blocks
+    return _written(path, format, overwrite, options, lambda handle: fill(blocks, handle, options))
 
 
 def _target(where: Path, is_folder: bool, format: str | None) -> tuple[Format, Path | None]:

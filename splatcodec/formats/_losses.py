@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+import re
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from .base import WriteOptions
 __all__ = [
     "FILE_FACTS",
     "SCENE_FACTS",
+    "Tally",
     "drawable",
     "is_json",
     "lost_bands",
@@ -30,6 +32,7 @@ SCENE_FACTS = ("frame", "antialiased", "up", "background", "camera", "unit_m", "
 # Metadata about the file that the scene came from: not part of the scene, so leaving it out is no loss.
 FILE_FACTS = frozenset({"extras", "generator", "glb", "ksplat", "lod", "sog", "source", "spz"})
 
+_NORMALS = ("nx", "ny", "nz")
 # Renderers draw nothing where alpha is below 1/255.
 _FAINTEST_LOGIT = -math.log(254.0)
 
@@ -93,3 +96,39 @@ def is_json(value: Any) -> bool:
         return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
     except (TypeError, ValueError, RecursionError):
         return False
+
+
+class Tally:
+    """The losses of a scene that is written block by block, told as they are of the whole.
+
+    Args:
+        losses: of a block, as `Format.losses` tells them; counts of Gaussians in a sentence are summed.
+    """
+
+    _COUNT = re.compile(r"\b[0-9]+(?= Gaussians\b)")
+
+    def __init__(self, losses: Callable[[Gaussians], list[str]]) -> None:
+        self._losses = losses
+        self._extras: dict[str, None] = {}
+        self._cleaned = CleanReport()
+        self._counts: dict[str, int] = {}
+
+    def drawable(self, block: Gaussians) -> Gaussians:
+        """Count what is lost of a block, and return what is written of it."""
+        scene, report = block.cleaned()
+        names = self._cleaned.__dataclass_fields__
+        self._cleaned = CleanReport(*(getattr(self._cleaned, name) + getattr(report, name) for name in names))
+        self._extras |= dict.fromkeys(block.extras)
+        for sentence in self._losses(scene.replaced(extras={})):
+            count = self._COUNT.search(sentence)
+            told = self._COUNT.sub("{}", sentence, count=1)
+            self._counts[told] = self._counts.get(told, 0) + (int(count[0]) if count else 0)
+        return scene
+
+    def sentences(self) -> list[str]:
+        """All that was lost."""
+        # Normals first, as readers have them: a block may be the first with any.
+        names = sorted(self._extras, key=lambda name: (name not in _NORMALS, name if name in _NORMALS else ""))
+        extras = [f"side arrays dropped: {', '.join(names)}"] if names else []
+        report = [str(self._cleaned)] if self._cleaned else []
+        return [*extras, *report, *(told.replace("{}", str(count), 1) for told, count in self._counts.items())]

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
 
 from ..errors import ParameterError
 from ..gaussians import MAX_SH_DEGREE, Gaussians
 from ..limits import Limits
 
-__all__ = ["DEFAULT_OPTIONS", "HEAD_BYTES", "ErrorBounds", "Format", "WriteOptions"]
+__all__ = ["BLOCK_ROWS", "DEFAULT_OPTIONS", "HEAD_BYTES", "Blocks", "ErrorBounds", "Format", "WriteOptions"]
 
 # How much of a file's beginning `Format.sniff` is shown.
 HEAD_BYTES = 1 << 16
+# Rows of a block of `Blocks`: 15 MB at SH degree 3, and whole chunks of the formats that have chunks.
+BLOCK_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,30 @@ class ErrorBounds:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """A scene that need not be in memory: read a block of rows at a time.
+
+    Attributes:
+        num_gaussians: of all blocks together. sh_degree: of every block.
+        rows: the blocks from the first, each time it is called anew; together they are the scene that `Format.read`
+            gives, in its order, but that a block without any normal but zero has none. They have no metadata.
+        extras: dtype and further dimensions of side arrays that every block has, in their order.
+        metadata: of the scene.
+    """
+
+    num_gaussians: int
+    sh_degree: int
+    rows: Callable[[], Iterator[Gaussians]]
+    extras: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def head(self) -> Gaussians:
+        """The scene without its rows."""
+        extras = {name: np.empty((0, *shape), dtype) for name, (dtype, shape) in self.extras.items()}
+        return Gaussians.empty(self.sh_degree).replaced(extras=extras, metadata=self.metadata)
+
+
+@dataclass(frozen=True)
 class Format:
     """One file format; a module of this package offers it as `FORMAT`.
 
@@ -96,6 +125,10 @@ class Format:
         error_bounds: (gaussians, options) -> how exactly values come back without a quality; None: exactly, as float32.
         versions: what `WriteOptions.version` may be; the first is the default. Empty: there is only one.
         takes_quality: whether `WriteOptions.quality` means something.
+        open_blocks: (path, limits) -> the same scene as `read` gives, block by block while the context lasts; None
+            where the format (or, raising UnsupportedError, this file) needs the whole scene in memory.
+        write_blocks: (blocks, file, options) -> all losses, those of `losses` included: the same bytes as `write`
+            makes of the whole scene, in less memory. None where that is not to be had; never called with a quality.
     """
 
     name: str
@@ -111,6 +144,8 @@ class Format:
     error_bounds: Callable[[Gaussians, WriteOptions], ErrorBounds] | None = None
     versions: tuple[int, ...] = ()
     takes_quality: bool = False
+    open_blocks: Callable[[Path, Limits], AbstractContextManager[Blocks]] | None = None
+    write_blocks: Callable[[Blocks, BinaryIO, WriteOptions], list[str]] | None = None
 
     @property
     def can_write(self) -> bool:

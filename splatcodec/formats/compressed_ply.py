@@ -7,7 +7,10 @@ playcanvas/splat-transform `compressed-chunk.ts` and `decompress-ply.ts`, playca
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,7 +21,7 @@ from ..errors import FormatError, ParameterError, TruncatedError, UnsupportedErr
 from ..files import open_for_reading
 from ..gaussians import SH_C0, Gaussians, num_sh_coefficients
 from ..limits import DEFAULT_LIMITS, Limits
-from ._losses import drawable, lost_extras, lost_gaussians, out_of_range
+from ._losses import Tally, drawable, lost_extras, lost_gaussians, out_of_range
 from ._order import compact_chunks
 from ._packing import (
     MAX_SH_REST,
@@ -32,7 +35,7 @@ from ._packing import (
 )
 from ._quality import reduced
 from ._records import file_size, read_blocks
-from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
+from .base import BLOCK_ROWS, DEFAULT_OPTIONS, Blocks, ErrorBounds, Format, WriteOptions
 from .ply import (
     PlyElement,
     PlyHeader,
@@ -59,6 +62,7 @@ _PACKED = ("packed_position", "packed_rotation", "packed_scale", "packed_color")
 # (shift, bits) of x, y, z in a packed position or scale, and of r, g, b in a packed colour.
 _XYZ_FIELDS = ((21, 11), (11, 10), (0, 11))
 _RGB_FIELDS = ((24, 8), (16, 8), (8, 8))
+_FIELDS = {"mean": _XYZ_FIELDS, "scale": _XYZ_FIELDS, "colour": _RGB_FIELDS}
 # The encoder clamps log scales to this before it takes their range.
 _SCALE_CLAMP = 20.0
 
@@ -154,22 +158,64 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
 
 def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
     """`read` for an open file, also one in memory."""
+    file = _open(handle, limits)
+    scene = _read_rows(file, slice(0, file.vertex.count))
+    return scene.replaced(metadata=comments_metadata(file.header))
+
+
+@contextlib.contextmanager
+def open_blocks(path: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[Blocks]:
+    """`read`, block by block; only the ranges of the chunks are held."""
+    with open_for_reading(path) as handle:
+        file = _open(handle, limits)
+
+        def rows() -> Iterator[Gaussians]:
+            for part in row_blocks(file.vertex.count, BLOCK_ROWS):
+                yield _read_rows(file, part)
+
+        extras: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+        extras = {prop.name: (prop.dtype, ()) for prop in file.vertex.properties if prop.name not in _PACKED}
+        degree = {0: 0, 3: 1, 8: 2, 15: 3}[min(file.num_sh // 3, MAX_SH_REST)]
+        yield Blocks(file.vertex.count, degree, rows, extras, comments_metadata(file.header))
+
+
+@dataclass(frozen=True)
+class _File:
+    """An open file: its header, the ranges of its chunks, and where the rows of its other elements begin."""
+
+    handle: BinaryIO
+    header: PlyHeader
+    vertex: PlyElement
+    num_sh: int
+    ranges: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
+    vertex_offset: int
+    sh_offset: int
+
+
+def _open(handle: BinaryIO, limits: Limits) -> _File:
     header = read_header(handle, limits)
     chunk, vertex, num_sh = _check_elements(header, limits, file_size(handle))
-    count = vertex.count
     order = header.byte_order
     chunk_rows = [np.array(block) for _, block in read_blocks(handle, chunk.row_dtype(order), chunk.count)]
     table = np.concatenate(chunk_rows) if chunk_rows else np.empty(0, chunk.row_dtype(order))
-    ranges = _chunk_ranges(table)
+    start = handle.tell()
+    if num_sh // 3 > MAX_SH_REST:
+        warn_degree_4(vertex.count)
+    return _File(handle, header, vertex, num_sh, _chunk_ranges(table), start, start + vertex.count * vertex.row_bytes)
 
+
+def _read_rows(file: _File, part: slice) -> Gaussians:
+    """Some of the rows, which begin with a chunk."""
+    count, handle, vertex, ranges = part.stop - part.start, file.handle, file.vertex, file.ranges
     means, scales = (np.empty((count, 3), np.float32) for _ in range(2))
     quats = np.empty((count, 4), np.float32)
     sh0 = np.empty((count, 1, 3), np.float32)
     opacities = np.empty(count, np.float32)
     extras = {prop.name: np.empty(count, prop.dtype) for prop in vertex.properties if prop.name not in _PACKED}
-    for rows, block in read_blocks(handle, vertex.row_dtype(order), count, chunk="vertex"):
+    handle.seek(file.vertex_offset + part.start * vertex.row_bytes)
+    for rows, block in read_blocks(handle, vertex.row_dtype(file.header.byte_order), count, chunk="vertex"):
         position, rotation, scale, colour = (block[name].astype(np.uint32) for name in _PACKED)
-        of_chunk = np.arange(rows.start, rows.stop) // CHUNK_GAUSSIANS
+        of_chunk = np.arange(part.start + rows.start, part.start + rows.stop) // CHUNK_GAUSSIANS
         with np.errstate(over="ignore", invalid="ignore"):
             for out, words, fields, (low, extent) in (
                 (means[rows], position, _XYZ_FIELDS, ranges[0]),
@@ -188,19 +234,17 @@ def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         opacities[rows] = logits_of_alpha_bytes((colour & np.uint32(255)).astype(np.uint8))
 
     shN = None
-    if num_sh:
-        per_channel = num_sh // 3
+    if file.num_sh:
+        per_channel = file.num_sh // 3
         num_rest = min(per_channel, MAX_SH_REST)
-        columns = [
-            header.elements[2].names.index(f"f_rest_{c * per_channel + k}") for k in range(num_rest) for c in range(3)
-        ]
+        names = file.header.elements[2].names
+        columns = [names.index(f"f_rest_{c * per_channel + k}") for k in range(num_rest) for c in range(3)]
         shN = np.empty((count, num_rest, 3), np.float32)
         flat = shN.reshape(count, 3 * num_rest)
         sh_table = _sh_table()
-        for rows, block in read_blocks(handle, np.dtype(("u1", (num_sh,))), count, chunk="sh"):
+        handle.seek(file.sh_offset + part.start * file.num_sh)
+        for rows, block in read_blocks(handle, np.dtype(("u1", (file.num_sh,))), count, chunk="sh"):
             flat[rows] = sh_table[block[:, columns]]
-        if per_channel > MAX_SH_REST:
-            warn_degree_4(count)
     return Gaussians(
         means=means,
         quats=quats,
@@ -209,7 +253,6 @@ def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         sh0=sh0,
         shN=shN,  # type: ignore[arg-type]
         extras=extras,
-        metadata=comments_metadata(header),
     )
 
 
@@ -227,9 +270,13 @@ def _chunked(scene: Gaussians) -> Gaussians:
     while len(scene) and degree and not scene.shN[:, num_sh_coefficients(degree - 1) - 1 :].any():
         degree -= 1
     scene = scene.with_sh_degree(degree)
-    # An error of a position shows the more the smaller the Gaussian.
-    importance = np.exp(np.clip(scene.scales.mean(axis=1, dtype=np.float64), -_SCALE_CLAMP, _SCALE_CLAMP) * -2)
-    return scene.selected(compact_chunks(scene.means, importance, CHUNK_GAUSSIANS, _AXIS_WEIGHTS))
+    return scene.selected(compact_chunks(scene.means, _importance(scene), CHUNK_GAUSSIANS, _AXIS_WEIGHTS))
+
+
+def _importance(scene: Gaussians) -> npt.NDArray[np.float64]:
+    """(N,) of an error of a position, which shows the more the smaller the Gaussian."""
+    sizes = np.clip(scene.scales.mean(axis=1, dtype=np.float64), -_SCALE_CLAMP, _SCALE_CLAMP)
+    return np.asarray(np.exp(sizes * -2))
 
 
 def _pack(
@@ -287,31 +334,82 @@ def _copy(scene: Gaussians) -> Gaussians:
 
 def _write(scene: Gaussians, file: BinaryIO) -> None:
     scene = _chunked(scene)
-    ranges, words = zip(
-        _pack(scene.means, _XYZ_FIELDS),
-        _pack(np.clip(scene.scales, -_SCALE_CLAMP, _SCALE_CLAMP), _XYZ_FIELDS),
-        _pack(np.float32(0.5) + np.float32(SH_C0) * scene.sh0[:, 0], _RGB_FIELDS),
-    )
-    chunks = np.concatenate([ends.reshape(-1, 6) for ends in ranges], axis=1)
+    packed = np.empty(len(scene), _HELD)
+    sh = np.empty((len(scene), 3 * scene.shN.shape[1]), np.uint8)
+    for rows in row_blocks(len(scene)):
+        packed[rows], sh[rows] = _held(scene.selected(rows))
+    _write_packed(packed, sh, scene, file)
+
+
+# What of a Gaussian does not depend on its chunk is packed; the rest is float32 until its chunk is known.
+_HELD = np.dtype([("mean", "f4", 3), ("scale", "f4", 3), ("colour", "f4", 3), ("rotation", "u4"), ("alpha", "u1")])
+
+
+def _held(scene: Gaussians) -> tuple[npt.NDArray[np.void], npt.NDArray[np.uint8]]:
+    """(N,) rows of `_HELD`, and (N, 3 K) codes of harmonics, channel by channel."""
+    held = np.empty(len(scene), _HELD)
+    held["mean"] = scene.means
+    held["scale"] = np.clip(scene.scales, -_SCALE_CLAMP, _SCALE_CLAMP)
+    held["colour"] = np.float32(0.5) + np.float32(SH_C0) * scene.sh0[:, 0]
     largest, kept = smallest_three(scene.quats)
     rotation = largest.astype(np.uint32) << np.uint32(30)
     for i, code in enumerate(rounded(kept, 1023 / np.sqrt(2), 1023 / 2, 0, 1023, np.uint32).T):
         rotation |= code << np.uint32(20 - 10 * i)
-    colours = words[2] | alpha_bytes(scene.opacities).astype(np.uint32)
-    packed = np.stack([words[0], rotation, words[1], colours], axis=1)
+    held["rotation"], held["alpha"] = rotation, alpha_bytes(scene.opacities)
     # The centre of bucket b is (b + 1/2) / 32 - 4.
-    sh = rounded(scene.shN.transpose(0, 2, 1).reshape(len(scene), 3 * scene.shN.shape[1]), 32, 127.5, 0, 255, np.uint8)
+    sh = scene.shN.transpose(0, 2, 1).reshape(len(scene), 3 * scene.shN.shape[1])
+    return held, rounded(sh, 32, 127.5, 0, 255, np.uint8)
 
+
+def _write_packed(held: npt.NDArray[np.void], sh: npt.NDArray[np.uint8], head: Gaussians, file: BinaryIO) -> None:
+    """Write rows in the order of the file; the metadata are those of `head`."""
+    ranges, words = zip(*(_pack(held[name], fields) for name, fields in _FIELDS.items()))
+    chunks = np.concatenate([ends.reshape(-1, 6) for ends in ranges], axis=1)
     lines = ["ply", "format binary_little_endian 1.0"]
-    lines += [f"comment {comment}" for comment in metadata_comments(scene)]
+    lines += [f"comment {comment}" for comment in metadata_comments(head)]
     lines += [f"element chunk {len(chunks)}"]
     lines += [f"property float {name}" for group in _RANGES for names in group for name in names]
-    lines += [f"element vertex {len(scene)}", *(f"property uint {name}" for name in _PACKED)]
+    lines += [f"element vertex {len(held)}", *(f"property uint {name}" for name in _PACKED)]
     if sh.shape[1]:
         lines += [f"element sh {len(sh)}", *(f"property uchar f_rest_{i}" for i in range(sh.shape[1]))]
     file.write("\n".join([*lines, "end_header\n"]).encode("utf-8", "replace"))
-    for array in (chunks.astype("<f4"), packed.astype("<u4"), sh):
-        file.write(array.tobytes())
+    file.write(chunks.astype("<f4").data)
+    for rows in row_blocks(len(held)):
+        colours = words[2][rows] | held["alpha"][rows].astype(np.uint32)
+        packed = np.stack([words[0][rows], held["rotation"][rows], words[1][rows], colours], axis=1)
+        file.write(packed.astype("<u4").tobytes())
+    for rows in row_blocks(len(sh)):
+        file.write(sh[rows].tobytes())
+
+
+def write_blocks(blocks: Blocks, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
+    """`write` without a quality, from blocks: 41 bytes a Gaussian and its codes of harmonics are held for the chunks.
+
+    Raises:
+        ParameterError: a chunk is wider than float32 can say.
+    """
+    head = blocks.head()
+    tally = Tally(lambda scene: _losses(scene, options))
+    held = np.empty(blocks.num_gaussians, _HELD)
+    sh = np.empty((blocks.num_gaussians, 3 * head.shN.shape[1]), np.uint8)
+    importance = np.empty(blocks.num_gaussians)
+    count = degree = 0
+    for block in blocks.rows():
+        scene = tally.drawable(block)
+        rows = slice(count, count + len(scene))
+        held[rows], sh[rows] = _held(scene)
+        importance[rows] = _importance(scene)
+        while degree < scene.sh_degree and scene.shN[:, num_sh_coefficients(degree) - 1 :].any():
+            degree += 1
+        count = rows.stop
+    # Bands that are zero throughout are left out, as zero itself has no code.
+    per_channel, kept = head.shN.shape[1], num_sh_coefficients(degree) - 1
+    if kept < per_channel and count:
+        sh = np.ascontiguousarray(sh.reshape(-1, 3, per_channel)[:, :, :kept]).reshape(-1, 3 * kept)
+    order = compact_chunks(held["mean"][:count], importance[:count], CHUNK_GAUSSIANS, _AXIS_WEIGHTS)
+    del importance
+    _write_packed(held[order], sh[order], head, file)
+    return [*tally.sentences(), *lost_in_comments(head)]
 
 
 def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
@@ -356,4 +454,6 @@ FORMAT = Format(
     losses=_losses,
     error_bounds=_error_bounds,
     takes_quality=True,
+    open_blocks=open_blocks,
+    write_blocks=write_blocks,
 )

@@ -9,6 +9,7 @@ graphdeco-inria/gaussian-splatting, which defined it; the PLY text itself is Gre
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -16,7 +17,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -35,9 +36,9 @@ from ..files import PathLike, atomic_write, open_for_reading
 from ..gaussians import Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
 from ._losses import SCENE_FACTS, is_json, lost_metadata
-from ._packing import MAX_SH_REST, warn_degree_4
+from ._packing import MAX_SH_REST, row_blocks, warn_degree_4
 from ._records import block_rows, file_size, read_blocks
-from .base import DEFAULT_OPTIONS, HEAD_BYTES, Format, WriteOptions
+from .base import BLOCK_ROWS, DEFAULT_OPTIONS, HEAD_BYTES, Blocks, Format, WriteOptions
 
 __all__ = [
     "FORMAT",
@@ -543,24 +544,68 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         LimitExceededError: more than `limits` allows.
     """
     with open_for_reading(path) as handle:
-        size_bytes = file_size(handle)
-        header = read_header(handle, limits)
-        if is_compressed(header):
-            raise UnsupportedError("this is a PlayCanvas compressed PLY", hint="its format is compressed-ply")
-        vertex, before = _check_vertex(header, limits)
+        header, vertex = _read_head(handle, limits)
         target = _Target(vertex, limits)
-        _skip_elements(handle, header, before)
-        _check_size(header, vertex, handle.tell(), size_bytes)
         target.allocate()
         for rows, block in _vertex_blocks(handle, header, vertex):
             target.columns.put(rows, block)
         _check_rest(handle, header, vertex)
+    _warn_dropped(header, vertex)
+    return target.gaussians(header)
 
+
+def _read_head(handle: BinaryIO, limits: Limits) -> tuple[PlyHeader, PlyElement]:
+    """The header and the vertex element, all that can be checked by now checked; `handle` stands at the vertices."""
+    size_bytes = file_size(handle)
+    header = read_header(handle, limits)
+    if is_compressed(header):
+        raise UnsupportedError("this is a PlayCanvas compressed PLY", hint="its format is compressed-ply")
+    vertex, before = _check_vertex(header, limits)
+    _Target(vertex, limits)
+    _skip_elements(handle, header, before)
+    _check_size(header, vertex, handle.tell(), size_bytes)
+    return header, vertex
+
+
+def _warn_dropped(header: PlyHeader, vertex: PlyElement) -> None:
     dropped = [e for e in header.elements if e is not vertex and e.count]
     if dropped:
         listed = ", ".join(f"{element.name} ({element.count} rows)" for element in dropped[:5])
-        warnings.warn(f"elements beside the vertices are dropped: {listed}", SplatCodecWarning, stacklevel=3)
-    return target.gaussians(header)
+        warnings.warn(f"elements beside the vertices are dropped: {listed}", SplatCodecWarning, stacklevel=4)
+    if sh_rest_count(vertex.names) // 3 > MAX_SH_REST:
+        warn_degree_4(vertex.count)
+
+
+@contextlib.contextmanager
+def open_blocks(path: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[Blocks]:
+    """`read`, block by block.
+
+    Raises:
+        UnsupportedError: besides, normals that are not float32; whether they are kept only all rows together tell.
+    """
+    with open_for_reading(path) as handle:
+        header, vertex = _read_head(handle, limits)
+        if any(prop.name in _NORMALS and prop.dtype != _FLOAT32 for prop in vertex.properties):
+            raise UnsupportedError("normals that are not float32 cannot be read in blocks", chunk="vertex")
+        start = handle.tell()
+        _warn_dropped(header, vertex)
+
+        def rows() -> Iterator[Gaussians]:
+            handle.seek(start)
+            for part in row_blocks(vertex.count, BLOCK_ROWS):
+                element = replace(vertex, count=part.stop - part.start)
+                target = _Target(element, limits)
+                target.allocate()
+                for to, block in _vertex_blocks(handle, header, element):
+                    target.columns.put(to, block)
+                yield target.gaussians(None)
+            _check_rest(handle, header, vertex)
+
+        whole = _Target(vertex, limits)
+        extras: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
+        extras = {prop.name: (prop.dtype, ()) for prop in whole.extra_properties}
+        degree = {0: 0, 3: 1, 8: 2, 15: 3}[whole.num_rest]
+        yield Blocks(vertex.count, degree, rows, extras, comments_metadata(header))
 
 
 class _Target:
@@ -596,10 +641,8 @@ class _Target:
         for name, array in self.extras.items():
             send([name], array[:, None])
 
-    def gaussians(self, header: PlyHeader) -> Gaussians:
-        """The scene, once all rows have been put."""
-        if self.rest // 3 > MAX_SH_REST:
-            warn_degree_4(self.count)
+    def gaussians(self, header: PlyHeader | None) -> Gaussians:
+        """The scene, once all rows have been put, with the metadata of the header."""
         return Gaussians(
             means=self.means,
             quats=self.quats,
@@ -608,7 +651,7 @@ class _Target:
             sh0=self.sh0,
             shN=self.shN,
             extras={**self.columns.normals, **self.extras},
-            metadata=comments_metadata(header),
+            metadata={} if header is None else comments_metadata(header),
         )
 
 
@@ -634,6 +677,8 @@ def gaussians_of(table: PlyTable, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
     target = _Target(vertex, limits)
     target.allocate()
     target.columns.put(slice(0, vertex.count), _TableRows(table.columns))  # type: ignore[arg-type]
+    if target.rest // 3 > MAX_SH_REST:
+        warn_degree_4(vertex.count)
     return target.gaussians(table.header)
 
 
@@ -753,13 +798,32 @@ def table_of(gaussians: Gaussians) -> PlyTable:
         ParameterError: a name or type of an extra cannot be in a PLY file.
     """
     columns = _output_columns(gaussians)
+    return PlyTable(_output_header(columns, gaussians.num_gaussians, gaussians), dict(columns), b"")
+
+
+def _output_header(columns: Sequence[tuple[str, npt.NDArray[Any]]], count: int, gaussians: Gaussians) -> PlyHeader:
+    """The header of `count` rows of such columns; the metadata are those of `gaussians`."""
     lines = ["ply", "format binary_little_endian 1.0"]
     lines += [f"comment {comment}" for comment in metadata_comments(gaussians)]
-    lines.append(f"element vertex {gaussians.num_gaussians}")
+    lines.append(f"element vertex {count}")
     lines += [f"property {_TYPE_NAMES[values.dtype.newbyteorder('=')]} {name}" for name, values in columns]
     lines.append("end_header\n")
-    header = parse_header("\n".join(lines).encode("utf-8", "replace"))
-    return PlyTable(header, dict(columns), b"")
+    return parse_header("\n".join(lines).encode("utf-8", "replace"))
+
+
+def write_blocks(blocks: Blocks, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
+    """`write`, from blocks.
+
+    Raises:
+        ParameterError: a name or type of an extra cannot be in a PLY file.
+    """
+    head = blocks.head()
+    header = _output_header(_output_columns(head), blocks.num_gaussians, head)
+    dtype = header.elements[0].row_dtype("<")
+    file.write(header.header_bytes)
+    for block in blocks.rows():
+        _write_rows(file, dtype, _output_columns(block), len(block))
+    return lost_in_comments(head)
 
 
 def _output_columns(gaussians: Gaussians) -> list[tuple[str, npt.NDArray[Any]]]:
@@ -931,4 +995,6 @@ FORMAT = Format(
     write=write,
     sniff=lambda head, path: sniff_header(head) == "plain",
     losses=lambda gaussians, options: lost_in_comments(gaussians),
+    open_blocks=open_blocks,
+    write_blocks=write_blocks,
 )

@@ -6,7 +6,9 @@ display colour), quaternion w, x, y, z (bytes, 128 + 128 q). Facts: antimatter15
 
 from __future__ import annotations
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,11 +19,11 @@ from ..errors import ParameterError, TruncatedError
 from ..files import open_for_reading
 from ..gaussians import SH_C0, Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
-from ._losses import drawable, lost_bands, lost_extras, lost_gaussians, lost_metadata, out_of_range
+from ._losses import Tally, drawable, lost_bands, lost_extras, lost_gaussians, lost_metadata, out_of_range
 from ._packing import alpha_bytes, logits_of_alpha_bytes, rounded, row_blocks
 from ._quality import reduced
 from ._records import file_size, read_blocks
-from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
+from .base import BLOCK_ROWS, DEFAULT_OPTIONS, Blocks, ErrorBounds, Format, WriteOptions
 
 __all__ = ["FORMAT", "read", "read_stream", "write"]
 
@@ -44,6 +46,11 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
 
 def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
     """`read` for an open file, also one in memory."""
+    return _read_rows(handle, _count(handle, limits))
+
+
+def _count(handle: BinaryIO, limits: Limits) -> int:
+    """Number of records, checked."""
     size_bytes = file_size(handle)
     count, rest = divmod(size_bytes, _RECORD.itemsize)
     if rest or not count:
@@ -53,6 +60,11 @@ def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         )
     limits.check_gaussians(count)
     limits.check_bytes(count * 14 * 4, "the scene")
+    return count
+
+
+def _read_rows(handle: BinaryIO, count: int) -> Gaussians:
+    """The next `count` records."""
     means = np.empty((count, 3), np.float32)
     scales = np.empty((count, 3), np.float32)
     quats = np.empty((count, 4), np.float32)
@@ -70,6 +82,20 @@ def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         opacities[rows] = logits_of_alpha_bytes(rgba[:, 3])
         quats[rows] = quat_table[block["quat"]]
     return Gaussians(means=means, quats=quats, scales=scales, opacities=opacities, sh0=sh0)
+
+
+@contextlib.contextmanager
+def open_blocks(path: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[Blocks]:
+    """`read`, block by block."""
+    with open_for_reading(path) as handle:
+        count = _count(handle, limits)
+
+        def rows() -> Iterator[Gaussians]:
+            for part in row_blocks(count, BLOCK_ROWS):
+                handle.seek(part.start * _RECORD.itemsize)
+                yield _read_rows(handle, part.stop - part.start)
+
+        yield Blocks(count, 0, rows)
 
 
 def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
@@ -97,26 +123,54 @@ def _copy(scene: Gaussians) -> Gaussians:
 
 
 def _write(scene: Gaussians, file: BinaryIO) -> None:
-    scene = scene.selected(_display_order(scene))
-    colours = rounded(scene.sh0[:, 0], 255 * SH_C0, 127.5, 0, 255, np.uint8)
-    alphas = alpha_bytes(scene.opacities)
+    scene = scene.selected(np.argsort(_display_keys(scene), kind="stable"))
     for rows in row_blocks(len(scene)):
-        block = np.empty(rows.stop - rows.start, _RECORD)
-        block["mean"] = scene.means[rows]
-        block["scale"] = np.exp(np.minimum(scene.scales[rows].astype(np.float64), _MAX_LOG_SCALE))
-        block["rgba"][:, :3] = colours[rows]
-        block["rgba"][:, 3] = alphas[rows]
-        quats = scene.selected(rows).normalized_quats()
+        file.write(_records(scene.selected(rows)).view(np.uint8).data)
+
+
+def write_blocks(blocks: Blocks, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
+    """`write` without a quality, from blocks: 40 bytes a Gaussian are held for the order of the file.
+
+    Raises:
+        ParameterError: the scene is empty.
+    """
+    tally = Tally(lambda scene: _losses(scene.replaced(metadata=blocks.metadata), options))
+    records, keys = np.empty(blocks.num_gaussians, _RECORD), np.empty(blocks.num_gaussians)
+    count = 0
+    for block in blocks.rows():
+        scene = tally.drawable(block)
+        rows = slice(count, count + len(scene))
+        records[rows], keys[rows] = _records(scene), _display_keys(scene)
+        count = rows.stop
+    if not count:
+        raise ParameterError(".splat cannot hold an empty scene")
+    order = np.argsort(keys[:count], kind="stable")
+    for rows in row_blocks(count):
+        file.write(records[order[rows]].view(np.uint8).data)
+    return tally.sentences()
+
+
+def _records(scene: Gaussians) -> npt.NDArray[np.void]:
+    """The rows as they are in the file."""
+    block = np.empty(len(scene), _RECORD)
+    for rows in row_blocks(len(scene)):
+        part = scene.selected(rows)
+        out = block[rows]
+        out["mean"] = part.means
+        out["scale"] = np.exp(np.minimum(part.scales.astype(np.float64), _MAX_LOG_SCALE))
+        out["rgba"][:, :3] = rounded(part.sh0[:, 0], 255 * SH_C0, 127.5, 0, 255, np.uint8)
+        out["rgba"][:, 3] = alpha_bytes(part.opacities)
+        quats = part.normalized_quats()
         # A byte has no 128, which would be 1: so the largest component is the negative one.
         top = np.take_along_axis(quats, np.abs(quats).argmax(axis=1)[:, None], axis=1)
-        block["quat"] = np.rint(quats * np.where(top > 0, np.float32(-128), np.float32(128)) + 128)
-        file.write(block.view(np.uint8).data)
+        out["quat"] = np.rint(quats * np.where(top > 0, np.float32(-128), np.float32(128)) + 128)
+    return block
 
 
-def _display_order(scene: Gaussians) -> npt.NDArray[np.intp]:
-    """Rows by falling volume times opacity."""
+def _display_keys(scene: Gaussians) -> npt.NDArray[np.float64]:
+    """(N,) what rows are sorted by: those of large volume times opacity first."""
     volume = scene.scales.sum(axis=1, dtype=np.float64)
-    return np.argsort(-(volume + np.log(np.maximum(scene.alphas(), 1e-30))), kind="stable")
+    return np.asarray(-(volume + np.log(np.maximum(scene.alphas(), 1e-30))))
 
 
 def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
@@ -148,4 +202,6 @@ FORMAT = Format(
     losses=_losses,
     error_bounds=_error_bounds,
     takes_quality=True,
+    open_blocks=open_blocks,
+    write_blocks=write_blocks,
 )

@@ -8,16 +8,17 @@ extension record. Facts: nianticlabs/spz `load-spz.cc`, `splat-types.h` and its 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,7 @@ from ..files import open_for_reading
 from ..gaussians import SH_C0, Gaussians, num_sh_coefficients, unit_quats
 from ..limits import DEFAULT_LIMITS, Limits
 from ._deflate import num_threads, quick_size, write_gzip, zstd_frames
-from ._losses import drawable, lost_extras, lost_gaussians, lost_metadata, out_of_range
+from ._losses import Tally, drawable, lost_extras, lost_gaussians, lost_metadata, out_of_range
 from ._order import packing_order
 from ._packing import (
     MAX_SH_REST,
@@ -50,7 +51,7 @@ from ._packing import (
 )
 from ._quality import Judge, Steps
 from ._records import BLOCK_BYTES, file_size
-from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
+from .base import BLOCK_ROWS, DEFAULT_OPTIONS, Blocks, ErrorBounds, Format, WriteOptions
 
 __all__ = ["FORMAT", "read", "read_stream", "stated_count", "write"]
 
@@ -175,8 +176,19 @@ class _Gunzip:
         return b""
 
 
-def _read_arrays(handle: BinaryIO, limits: Limits, pool: ThreadPoolExecutor) -> tuple[_Header, _Arrays, bytes]:
-    """Header, values, and extension records of a version 1 to 3 file, gzipped or plain."""
+class _Sink(Protocol):
+    """What takes the bytes of arrays, from any thread."""
+
+    def put(self, name: str, rows: slice, packed: npt.NDArray[np.uint8]) -> None: ...
+
+
+S = TypeVar("S", bound=_Sink)
+
+
+def _read_arrays(
+    handle: BinaryIO, limits: Limits, pool: ThreadPoolExecutor, sink: Callable[[_Header], S]
+) -> tuple[_Header, S, bytes]:
+    """Header, what took the arrays, and extension records of a version 1 to 3 file, gzipped or plain."""
     packed = handle.read(2) == _GZIP_MAGIC
     handle.seek(0)
     size_bytes = file_size(handle)
@@ -195,7 +207,7 @@ def _read_arrays(handle: BinaryIO, limits: Limits, pool: ThreadPoolExecutor) -> 
             chunk="header",
             offset=8,
         )
-    arrays = _Arrays(header)
+    arrays = sink(header)
     # Rows are unpacked by other threads while the next ones are inflated; a few blocks of them wait at most.
     waiting: deque[Future[None]] = deque()
     done = 0
@@ -228,8 +240,10 @@ def _read_arrays(handle: BinaryIO, limits: Limits, pool: ThreadPoolExecutor) -> 
     return header, arrays, extensions
 
 
-def _read_streams(handle: BinaryIO, limits: Limits, pool: ThreadPoolExecutor) -> tuple[_Header, _Arrays, bytes]:
-    """Header, values, and extension records of a version 4 file."""
+def _read_streams(
+    handle: BinaryIO, limits: Limits, pool: ThreadPoolExecutor, sink: Callable[[_Header], S]
+) -> tuple[_Header, S, bytes]:
+    """Header, what took the arrays, and extension records of a version 4 file."""
     size_bytes = file_size(handle)
     header = _parse_header(handle.read(_HEADER_4.size), limits)
     sizes = header.stream_bytes()
@@ -262,7 +276,7 @@ def _read_streams(handle: BinaryIO, limits: Limits, pool: ThreadPoolExecutor) ->
     if start < size_bytes:
         raise FormatError("there are bytes after the last stream", offset=start)
 
-    arrays = _Arrays(header)
+    arrays = sink(header)
 
     def unpack(name: str, frame: bytes) -> None:
         start, _, raw = places[name]
@@ -366,6 +380,10 @@ class _Arrays:
             magnitudes = np.arange(512) * (np.sqrt(0.5) / 511)
             self._quat_codes = np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
 
+    def gaussians(self, metadata: Mapping[str, Any]) -> Gaussians:
+        """The scene, once all rows have been put."""
+        return Gaussians(self.means, self.quats, self.scales, self.opacities, self.sh0, self.shN, metadata=metadata)
+
     def put(self, name: str, rows: slice, packed: npt.NDArray[np.uint8]) -> None:
         """Unpack what the file has of stream `name` for these rows."""
         count = rows.stop - rows.start
@@ -409,6 +427,30 @@ class _Arrays:
         quats_of_smallest_three(words >> np.uint32(30), kept, out, (1, 2, 3, 0))
 
 
+class _Packed:
+    """The arrays as the file has them, whole: 20 to 65 bytes a Gaussian."""
+
+    def __init__(self, header: _Header) -> None:
+        self._header = header
+        self._raw = {name: np.empty(size_bytes, np.uint8) for name, size_bytes in header.stream_bytes().items()}
+
+    def put(self, name: str, rows: slice, packed: npt.NDArray[np.uint8]) -> None:
+        """Keep what the file has of stream `name` for these rows."""
+        row_bytes = len(self._raw[name]) // self._header.count
+        self._raw[name][rows.start * row_bytes : rows.stop * row_bytes] = packed
+
+    def unpacked(self, part: slice) -> Gaussians:
+        """Some of the rows."""
+        count = part.stop - part.start
+        arrays = _Arrays(replace(self._header, count=count))
+        for name, raw in self._raw.items():
+            row_bytes = len(raw) // self._header.count
+            for rows in row_blocks(count):
+                first = (part.start + rows.start) * row_bytes
+                arrays.put(name, rows, raw[first : first + (rows.stop - rows.start) * row_bytes])
+        return arrays.gaussians({})
+
+
 def _scaled(codes: npt.NDArray[np.uint8], scale: float, offset: float, out: npt.NDArray[np.float32]) -> None:
     """`codes * scale - offset`; exact where the scale is a power of two."""
     np.multiply(codes, np.float32(scale), out=out, dtype=np.float32, casting="unsafe")
@@ -434,10 +476,32 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
 
 def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
     """`read` for an open file, also one in memory."""
+    header, arrays, extensions = _unpack(handle, limits, _Arrays)
+    return arrays.gaussians(_metadata(header, extensions))
+
+
+@contextlib.contextmanager
+def open_blocks(path: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[Blocks]:
+    """`read`, block by block: the packed arrays, which lie one behind the other in the file, are held."""
+    with open_for_reading(path) as handle:
+        header, arrays, extensions = _unpack(handle, limits, _Packed)
+
+    def rows() -> Iterator[Gaussians]:
+        for part in row_blocks(header.count, BLOCK_ROWS):
+            yield arrays.unpacked(part)
+
+    yield Blocks(header.count, min(header.sh_degree, 3), rows, metadata=_metadata(header, extensions))
+
+
+def _unpack(handle: BinaryIO, limits: Limits, sink: Callable[[_Header], S]) -> tuple[_Header, S, bytes]:
     head = handle.read(8)
     handle.seek(0)
     with ThreadPoolExecutor(min(_MAX_THREADS, num_threads(None))) as pool:
-        header, arrays, extensions = (_read_streams if head == _MAGIC_4 else _read_arrays)(handle, limits, pool)
+        return (_read_streams if head == _MAGIC_4 else _read_arrays)(handle, limits, pool, sink)
+
+
+def _metadata(header: _Header, extensions: bytes) -> dict[str, Any]:
+    """What a file says beside its arrays; what is not understood is warned of."""
     stated = _parse_extensions(extensions)
     if header.sh_degree == 4:
         warn_degree_4(header.count)
@@ -446,10 +510,10 @@ def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         warnings.warn(
             f"unknown SPZ flags {unknown_flags:#04x} ignored; they may change the meaning of the data",
             SplatCodecWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     antialiased = bool(header.flags & _FLAG_ANTIALIASED)
-    metadata = {
+    return {
         "antialiased": antialiased,
         "spz": {
             "version": header.version,
@@ -458,15 +522,6 @@ def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
         },
         **stated,
     }
-    return Gaussians(
-        means=arrays.means,
-        quats=arrays.quats,
-        scales=arrays.scales,
-        opacities=arrays.opacities,
-        sh0=arrays.sh0,
-        shN=arrays.shN,
-        metadata=metadata,
-    )
 
 
 # --------------------------------------------------------------------------------------------------------- writing
@@ -503,7 +558,10 @@ _MAX_POWERS = {"positions": 16, "alphas": 5, "colors": 5, "scales": 4, "rotation
 
 def _fractional_bits(gaussians: Gaussians, wanted: int = _USUAL_FRACTIONAL_BITS) -> int:
     """Bits behind the point of positions: 12 as everybody writes, fewer where the scene is too large for that."""
-    reach = float(np.abs(gaussians.means).max(initial=0.0))
+    return _fractional_bits_of(float(np.abs(gaussians.means).max(initial=0.0)), wanted)
+
+
+def _fractional_bits_of(reach: float, wanted: int = _USUAL_FRACTIONAL_BITS) -> int:
     bits = wanted
     while bits > 0 and reach * 2.0**bits > _MAX_FIXED:
         bits -= 1
@@ -547,17 +605,21 @@ def _coarse(
     return np.clip(codes, low, high, out=codes)
 
 
-def _pack(scene: Gaussians, version: int, precision: _Precision) -> dict[str, npt.NDArray[Any]]:
-    """The integers of the file, N rows of each stream; positions as (N, 3) int32 yet."""
-    count = len(scene)
-    packed: dict[str, npt.NDArray[Any]] = {
+def _blank(version: int, count: int, num_rest: int) -> dict[str, npt.NDArray[Any]]:
+    return {
         "positions": np.empty((count, 3), np.int32),
         "alphas": np.empty(count, np.uint8),
         "colors": np.empty((count, 3), np.uint8),
         "scales": np.empty((count, 3), np.uint8),
         "rotations": np.empty(count, "<u4") if version > 2 else np.empty((count, 3), np.uint8),
-        "sh": np.empty(scene.shN.shape, np.uint8),
+        "sh": np.empty((count, num_rest, 3), np.uint8),
     }
+
+
+def _pack(scene: Gaussians, version: int, precision: _Precision) -> dict[str, npt.NDArray[Any]]:
+    """The integers of the file, N rows of each stream; positions as (N, 3) int32 yet."""
+    count = len(scene)
+    packed = _blank(version, count, scene.shN.shape[1])
     scale = 2.0**precision.fractional_bits
     usual_sh = np.array([1 << (8 - bits) for bits in (_USUAL_SH_BITS[:1] * 3 + _USUAL_SH_BITS[1:] * 12)], np.float64)
     for rows in row_blocks(count):
@@ -619,14 +681,7 @@ def _unpacked(packed: Mapping[str, npt.NDArray[Any]], version: int, precision: _
         for rows in row_blocks(count):
             if raw.shape[1]:
                 arrays.put(name, rows, raw[rows].reshape(-1))
-    return Gaussians(
-        means=arrays.means,
-        quats=arrays.quats,
-        scales=arrays.scales,
-        opacities=arrays.opacities,
-        sh0=arrays.sh0,
-        shN=arrays.shN,
-    )
+    return arrays.gaussians({})
 
 
 def _chosen(scene: Gaussians, version: int, options: WriteOptions) -> tuple[Gaussians, _Precision, list[str]]:
@@ -688,23 +743,64 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
     """
     version = options.version or _VERSIONS[0]
     scene = drawable(gaussians, options)
-    if version == 4 and not len(scene):
-        raise ParameterError("SPZ version 4 cannot hold an empty scene", hint="version 3 can")
+    _check_count(version, len(scene))
     if version == 2 or options.quality is not None:
         quats, scales = least_turned(scene.quats, scene.scales)
         scene = scene.replaced(quats=quats, scales=scales)
     scene, precision, lost = _chosen(scene, version, options)
-    packed = _pack(scene, version, precision)
+    _write_packed(_pack(scene, version, precision), precision, scene, file, options)
+    return lost
+
+
+def write_blocks(blocks: Blocks, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
+    """`write` without a quality, from blocks, which are read twice: the packed arrays are held, to be sorted.
+
+    Raises:
+        ParameterError: version 4 cannot hold an empty scene.
+    """
+    version = options.version or _VERSIONS[0]
+    head = blocks.head().replaced(extras={})
+    reach, count = 0.0, 0
+    for block in blocks.rows():
+        scene = drawable(block, options)
+        reach, count = max(reach, float(np.abs(scene.means).max(initial=0.0))), count + len(scene)
+    _check_count(version, count)
+    bits = _fractional_bits_of(reach)
+    tally = Tally(lambda scene: _losses_at(bits, scene.replaced(metadata=head.metadata), options))
+    packed = _blank(version, count, head.shN.shape[1])
+    at = 0
+    for block in blocks.rows():
+        scene = tally.drawable(block)
+        if version == 2:
+            quats, scales = least_turned(scene.quats, scene.scales)
+            scene = scene.replaced(quats=quats, scales=scales)
+        for name, values in _pack(scene, version, _Precision(bits)).items():
+            packed[name][at : at + len(scene)] = values
+        at += len(scene)
+    _write_packed(packed, _Precision(bits), head, file, options)
+    return tally.sentences()
+
+
+def _check_count(version: int, count: int) -> None:
+    if version == 4 and not count:
+        raise ParameterError("SPZ version 4 cannot hold an empty scene", hint="version 3 can")
+
+
+def _write_packed(
+    packed: dict[str, npt.NDArray[Any]], precision: _Precision, head: Gaussians, file: BinaryIO, options: WriteOptions
+) -> None:
+    """Sort and write the integers of a scene; SH degree and metadata are those of `head`."""
+    version, count = options.version or _VERSIONS[0], len(packed["alphas"])
     order = _order(packed, precision)
     packed["positions"] = _triples(packed["positions"])
-    streams = [values[order].tobytes() for values in packed.values() if values.size]
+    streams = [packed.pop(name)[order].tobytes() for name, values in list(packed.items()) if values.size]
     # Only version 4 says where they are; behind gzipped arrays they keep readers, such as three.js, from opening files.
-    extensions = _pack_extensions(scene.metadata) if version == 4 else b""
-    flags = _FLAG_ANTIALIASED * bool(scene.metadata.get("antialiased")) | _FLAG_EXTENSIONS * bool(extensions)
-    fields = (_MAGIC, version, len(scene), scene.sh_degree, precision.fractional_bits, flags)
+    extensions = _pack_extensions(head.metadata) if version == 4 else b""
+    flags = _FLAG_ANTIALIASED * bool(head.metadata.get("antialiased")) | _FLAG_EXTENSIONS * bool(extensions)
+    fields = (_MAGIC, version, count, head.sh_degree, precision.fractional_bits, flags)
     if version < 4:
         write_gzip(file, [_HEADER.pack(*fields, 0), *streams], options.threads)
-        return lost
+        return
     frames = zstd_frames(streams, options.threads)
     file.write(_HEADER_4.pack(*fields, len(streams), _HEADER_4.size + len(extensions)))
     file.write(extensions)
@@ -712,7 +808,6 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
         file.write(_TOC_ENTRY.pack(len(frame), len(stream)))
     for frame in frames:
         file.write(frame)
-    return lost
 
 
 def _order(packed: Mapping[str, npt.NDArray[Any]], precision: _Precision) -> npt.NDArray[np.intp]:
@@ -732,13 +827,17 @@ def _order(packed: Mapping[str, npt.NDArray[Any]], precision: _Precision) -> npt
 
 
 def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
+    return _losses_at(_fractional_bits(drawable(gaussians, options)), gaussians, options)
+
+
+def _losses_at(bits: int, gaussians: Gaussians, options: WriteOptions) -> list[str]:
+    """`_losses` for positions of so many fractional bits."""
     scene = drawable(gaussians, options)
     kept = {"antialiased"}
     if options.version == 4 and scene.metadata.get("frame") in _FRAMES:
         kept.add("frame")
     if options.version == 4 and _safe_orbit(scene.metadata):
         kept.add("camera")
-    bits = _fractional_bits(scene)
     reach = (_MAX_FIXED + 0.5) / 2**bits
     usual = f"values rounded: positions to {2.0**-bits:.3g}, scales to 6 %, the rest to 8 bits or less; order changed"
     return [
@@ -792,4 +891,6 @@ FORMAT = Format(
     error_bounds=_error_bounds,
     versions=_VERSIONS,
     takes_quality=True,
+    open_blocks=open_blocks,
+    write_blocks=write_blocks,
 )

@@ -18,14 +18,17 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import add_json, add_overwrite, add_threads, human_bytes
 from ..console import Console
-from ..edit_options import add_edit_options, apply_edits, read_scene
+from ..edit_options import add_edit_options, apply_edits, edit_blocks, edits_by_row, read_scene
 from ..exit_codes import ExitCode
 
 if TYPE_CHECKING:
+    from ...formats import Blocks
     from ...gaussians import Gaussians
 
 
@@ -57,20 +60,62 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise ParameterError("there is only one path", hint="give IN, then OUT")
     if not args.overwrite and os.path.lexists(output) and not os.path.isdir(output):
         raise ParameterError("the file exists", file=output, hint="--overwrite replaces it")
-    merged: list[dict[str, Any]] = []
-    gaussians, edits = apply_edits(_read(inputs, args, console, merged), args, console)
     options: dict[str, Any] = {"quality": args.quality, "version": args.format_version, "threads": args.threads}
     options = {name: value for name, value in options.items() if value is not None}
-    losses = api.write(
-        gaussians, output, format=args.to_format, overwrite=args.overwrite, progress=console.progress, **options
-    )
+    done = _stream(inputs, output, options, args, console)
+    if done is None:
+        merged: list[dict[str, Any]] = []
+        gaussians, edits = apply_edits(_read(inputs, args, console, merged), args, console)
+        losses = api.write(
+            gaussians, output, format=args.to_format, overwrite=args.overwrite, progress=console.progress, **options
+        )
+        done = gaussians.num_gaussians, merged + edits, losses
+    count, steps, losses = done
     size = _size_bytes(output)
     if args.json:
-        facts = {"file": output, "num_gaussians": gaussians.num_gaussians, "size_bytes": size}
-        console.json({**facts, "edits": merged + edits, "losses": losses})
+        facts = {"file": output, "num_gaussians": count, "size_bytes": size}
+        console.json({**facts, "edits": steps, "losses": losses})
     else:
-        console.summary(f"{output}: {gaussians.num_gaussians:,} Gaussians, {human_bytes(size)}")
+        console.summary(f"{output}: {count:,} Gaussians, {human_bytes(size)}")
     return ExitCode.OK
+
+
+def _stream(
+    inputs: list[str], output: str, options: dict[str, Any], args: argparse.Namespace, console: Console
+) -> tuple[int, list[dict[str, Any]], list[str]] | None:
+    """Convert one file block by block, where formats and steps allow that; the result is the same, the memory less.
+
+    Returns:
+        (number of Gaussians, steps, losses), or None if the scene has to be read whole.
+    """
+    from ... import api, formats
+
+    if len(inputs) > 1 or not edits_by_row(args):
+        return None
+    to_splc = args.to_format == "splc" or (args.to_format is None and output.lower().endswith(api.SUFFIX))
+    if to_splc:
+        return None
+    chosen = formats.WriteOptions(**options)
+    if not formats.writes_blocks(output, format=args.to_format, options=chosen):
+        return None
+    with api.open_blocks(inputs[0], format=args.from_format) as blocks:
+        if blocks is None:
+            return None
+        blocks, steps = edit_blocks(blocks, inputs[0], args, console)
+        blocks = _with_progress(blocks, console)
+        losses = formats.write_blocks(blocks, output, format=args.to_format, overwrite=args.overwrite, options=chosen)
+        return blocks.num_gaussians, steps, losses
+
+
+def _with_progress(blocks: Blocks, console: Console) -> Blocks:
+    def rows() -> Iterator[Gaussians]:
+        done = 0
+        for block in blocks.rows():
+            yield block
+            done += len(block)
+            console.progress("convert", done / blocks.num_gaussians if blocks.num_gaussians else 1.0)
+
+    return replace(blocks, rows=rows)
 
 
 def _read(inputs: list[str], args: argparse.Namespace, console: Console, merged: list[dict[str, Any]]) -> Gaussians:
