@@ -79,6 +79,8 @@ export class Player {
     this.lastFrame = 0;
     this.movedAt = -Infinity;
     this.planAt = 0;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.resting = undefined;
     this.ready = false;
     this.disposed = false;
     /** Times in ms since the page began. @type {Record<string, number>} */
@@ -209,6 +211,9 @@ export class Player {
   /** The camera has moved. */
   touch() {
     this.movedAt = performance.now();
+    clearTimeout(this.resting);
+    // Once more when it rests: with all pixels, and with what is to be fetched for this view.
+    this.resting = setTimeout(() => this.draw(), Math.max(REST_MS, REPLAN_MS) + 20);
     this.draw();
   }
 
@@ -226,7 +231,7 @@ export class Player {
     this.lastFrame = now;
     try {
       const moving = this.controls?.step(late / 1000) ?? false;
-      if (moving) this.movedAt = now;
+      if (moving) this.touch();
       const rests = now - this.movedAt > REST_MS;
       this.adapt(late, rests);
       const more = scene.upload();
@@ -236,13 +241,13 @@ export class Player {
       const { width, height } = this.canvas;
       scene.look(view, width, height);
       scene.sort();
-      if (now - this.planAt > REPLAN_MS && !rests) {
+      if (this.movedAt > this.planAt && now - this.planAt > REPLAN_MS) {
         this.planAt = now;
         scene.plan();
       }
       renderer.draw(view, width, height, this.background, this.antialiased);
       if (renderer.count && this.waiting) this.pictured();
-      if (more || moving || !rests || (rests && this.scale < 1)) this.draw();
+      if (more || moving) this.draw();
       this.tell();
     } catch (error) {
       this.fail({ message: /** @type {Error} */ (error).message, code: error instanceof GraphicsError ? "graphics" : "internal" });
@@ -351,7 +356,6 @@ export class Player {
       if (this.phase === "failed") throw new Error(this.error?.message);
       if (performance.now() > end) throw new Error("the scene does not settle");
       await new Promise((done) => setTimeout(done, 10));
-      this.draw();
     }
   }
 
@@ -387,6 +391,7 @@ export class Player {
     this.unload();
     this.disposed = true;
     cancelAnimationFrame(this.frame);
+    clearTimeout(this.resting);
     this.controls?.dispose();
     this.aborter.abort();
     this.resizer.disconnect();

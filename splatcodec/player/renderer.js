@@ -3,12 +3,15 @@
 //
 // Gaussians lie in textures 4096 wide, 16 blocks of 256 a row, as the decoder packs them (reconstruct.js): records, three
 // textures of SH words, boxes of blocks. What changes while levels arrive is one texel a block: grow, gain, SH or not.
+// The order to draw in is a texture too. An instance is 128 quads: instances of one leave most of a GPU's lanes idle.
 
 /** @typedef {import("./camera.js").View} View */
 
 export const BLOCK = 256;
 const WIDTH = 4096;
 const PER_ROW = WIDTH / BLOCK;
+/** Quads of an instance. */
+const QUADS = 128;
 /** Texels of SH words a Gaussian, by degree. */
 export const SH_TEXELS = [0, 1, 2, 3];
 
@@ -67,8 +70,8 @@ const vertexSource = (degree) => `#version 300 es
 precision highp float;
 precision highp int;
 precision highp usampler2D;
-layout(location = 0) in uint place;
-uniform usampler2D records, sh0, sh1, sh2;
+uniform usampler2D order, records, sh0, sh1, sh2;
+uniform int count;
 uniform sampler2D boxes, looks;
 uniform mat3 rotation;
 uniform vec3 cameraHigh, cameraLow;
@@ -87,6 +90,9 @@ float slant(uint q, float step) {
 }
 void main() {
   gl_Position = vec4(0.0, 0.0, 2.0, 1.0);
+  int number = gl_InstanceID * ${QUADS} + (gl_VertexID >> 2);
+  if (number >= count) return;
+  uint place = texelFetch(order, ivec2(number & 4095, number >> 12), 0).x;
   ivec2 texel = ivec2(int(place & 4095u), int(place >> 12));
   ivec2 box = ivec2(texel.x >> 8, texel.y);
   uvec4 q = texelFetch(records, texel, 0);
@@ -138,7 +144,7 @@ void main() {
   vec2 axis = half_ > 0.0 ? vec2(half_ + root, b) : vec2(b, root - half_);
   float length_ = length(axis);
   axis = length_ > 0.0 ? axis / length_ : vec2(1.0, 0.0);
-  vec2 corner = vec2(gl_VertexID & 1, gl_VertexID >> 1) * 2.0 - 1.0;
+  vec2 corner = vec2(gl_VertexID & 1, (gl_VertexID >> 1) & 1) * 2.0 - 1.0;
   at = corner * sqrt(cut);
   vec2 middle = lens.xy * local.xy / local.z + lens.zw;
   float reach = sqrt(cut * large);
@@ -162,6 +168,8 @@ void main() {
   paint = vec4(color.rgb * alpha, alpha);
 }`;
 
+const SAMPLERS = ["order", "records", "boxes", "looks", "sh0", "sh1", "sh2"];
+
 /** A context that is lost or cannot be had. */
 export class GraphicsError extends Error {}
 
@@ -178,6 +186,10 @@ export class Renderer {
     this.capacity = 0;
     this.degree = 0;
     this.count = 0;
+    /** @type {WebGLTexture | null} */
+    this.order = null;
+    /** Rows of the texture of the order. */
+    this.orderRows = 0;
     /** @type {Record<string, WebGLTexture>} */
     this.textures = {};
     /** @type {Map<number, { program: WebGLProgram, uniforms: Uniforms }>} */
@@ -191,14 +203,12 @@ export class Renderer {
     this.programs.clear();
     this.textures = {};
     this.capacity = this.count = 0;
-    this.order = gl.createBuffer();
-    this.orderBytes = 0;
-    const vertices = gl.createVertexArray();
-    gl.bindVertexArray(vertices);
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.order);
-    gl.enableVertexAttribArray(0);
-    gl.vertexAttribIPointer(0, 1, gl.UNSIGNED_INT, 0, 0);
-    gl.vertexAttribDivisor(0, 1);
+    this.order = null;
+    this.orderRows = 0;
+    const corners = Array.from({ length: QUADS }, (_, k) => [0, 1, 2, 2, 1, 3].map((corner) => 4 * k + corner));
+    gl.bindVertexArray(gl.createVertexArray());
+    gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
+    gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, Uint16Array.from(corners.flat()), gl.STATIC_DRAW);
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 4);
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
@@ -234,11 +244,10 @@ export class Renderer {
         const logs = (gl.getAttachedShaders(program) ?? []).map((shader) => gl.getShaderInfoLog(shader));
         throw new GraphicsError(`The graphics driver refuses our shaders: ${logs.join(" ")} ${gl.getProgramInfoLog(program)}`);
       }
-      const names = ["rotation", "cameraHigh", "cameraLow", "lens", "limits", "size", "near", "antialiased"];
-      const samplers = ["records", "boxes", "looks", "sh0", "sh1", "sh2"];
-      for (const name of [...names, ...samplers]) uniforms[name] = gl.getUniformLocation(program, name);
+      const names = ["count", "rotation", "cameraHigh", "cameraLow", "lens", "limits", "size", "near", "antialiased"];
+      for (const name of [...names, ...SAMPLERS]) uniforms[name] = gl.getUniformLocation(program, name);
       gl.useProgram(program);
-      samplers.forEach((name, k) => gl.uniform1i(uniforms[name], k));
+      SAMPLERS.forEach((name, k) => gl.uniform1i(uniforms[name], k));
     }
     gl.useProgram(program);
     return uniforms;
@@ -261,19 +270,29 @@ export class Renderer {
     this.degree = degree;
     this.begin(degree);
     const make = (/** @type {string} */ name, /** @type {number} */ format, /** @type {number} */ width) => {
-      const texture = gl.createTexture();
-      gl.activeTexture(gl.TEXTURE0);
-      gl.bindTexture(gl.TEXTURE_2D, texture);
-      gl.texStorage2D(gl.TEXTURE_2D, 1, format, width, rows);
-      for (const filter of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) {
-        gl.texParameteri(gl.TEXTURE_2D, filter, gl.NEAREST);
-      }
-      this.textures[name] = /** @type {WebGLTexture} */ (texture);
+      this.textures[name] = this.makeTexture(format, width, rows);
     };
     make("records", gl.RGBA32UI, WIDTH);
     make("boxes", gl.RGBA32F, 4 * PER_ROW);
     make("looks", gl.RGBA32F, PER_ROW);
     for (let k = 0; k < SH_TEXELS[degree]; k++) make(`sh${k}`, gl.RGBA32UI, WIDTH);
+  }
+
+  /**
+   * @param {number} format
+   * @param {number} width
+   * @param {number} height
+   */
+  makeTexture(format, width, height) {
+    const { gl } = this;
+    const texture = gl.createTexture();
+    gl.activeTexture(gl.TEXTURE0);
+    gl.bindTexture(gl.TEXTURE_2D, texture);
+    gl.texStorage2D(gl.TEXTURE_2D, 1, format, width, height);
+    for (const filter of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) {
+      gl.texParameteri(gl.TEXTURE_2D, filter, gl.NEAREST);
+    }
+    return /** @type {WebGLTexture} */ (texture);
   }
 
   /** Bytes of the textures. */
@@ -330,12 +349,18 @@ export class Renderer {
   setOrder(order, count) {
     const { gl } = this;
     this.count = count;
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.order ?? null);
-    if (4 * count > (this.orderBytes ?? 0)) {
-      this.orderBytes = Math.ceil(1.2 * 4 * count);
-      gl.bufferData(gl.ARRAY_BUFFER, /** @type {number} */ (this.orderBytes), gl.STREAM_DRAW);
+    const rows = Math.ceil(count / WIDTH);
+    if (rows > this.orderRows) {
+      gl.deleteTexture(this.order);
+      this.orderRows = Math.ceil(1.2 * rows);
+      this.order = this.makeTexture(gl.R32UI, WIDTH, this.orderRows);
     }
-    if (count) gl.bufferSubData(gl.ARRAY_BUFFER, 0, order, 0, count);
+    gl.activeTexture(gl.TEXTURE0);
+    gl.bindTexture(gl.TEXTURE_2D, this.order);
+    const [whole, rest] = [Math.floor(count / WIDTH), count % WIDTH];
+    const [format, type] = [gl.RED_INTEGER, gl.UNSIGNED_INT];
+    if (whole) gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, WIDTH, whole, format, type, order, 0);
+    if (rest) gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, whole, rest, 1, format, type, order, WIDTH * whole);
   }
 
   /**
@@ -352,10 +377,11 @@ export class Renderer {
     gl.clear(gl.COLOR_BUFFER_BIT);
     if (!this.count) return;
     const uniforms = this.use();
-    ["records", "boxes", "looks", "sh0", "sh1", "sh2"].forEach((name, k) => {
+    SAMPLERS.forEach((name, k) => {
       gl.activeTexture(gl.TEXTURE0 + k);
-      gl.bindTexture(gl.TEXTURE_2D, this.textures[name] ?? null);
+      gl.bindTexture(gl.TEXTURE_2D, name === "order" ? this.order : (this.textures[name] ?? null));
     });
+    gl.uniform1i(uniforms.count, this.count);
     const { rows, position, fx, fy, cx, cy, near } = view;
     gl.uniformMatrix3fv(uniforms.rotation, true, rows);
     const high = position.map(Math.fround);
@@ -368,7 +394,7 @@ export class Renderer {
     gl.uniform2f(uniforms.size, width, height);
     gl.uniform1f(uniforms.near, near);
     gl.uniform1i(uniforms.antialiased, antialiased ? 1 : 0);
-    gl.drawArraysInstanced(gl.TRIANGLE_STRIP, 0, 4, this.count);
+    gl.drawElementsInstanced(gl.TRIANGLES, 6 * QUADS, gl.UNSIGNED_SHORT, 0, Math.ceil(this.count / QUADS));
   }
 
   /**
@@ -390,7 +416,7 @@ export class Renderer {
     const { gl } = this;
     for (const texture of Object.values(this.textures)) gl.deleteTexture(texture);
     for (const { program } of this.programs.values()) gl.deleteProgram(program);
-    gl.deleteBuffer(this.order ?? null);
+    gl.deleteTexture(this.order);
     this.textures = {};
     this.programs.clear();
     this.capacity = this.count = 0;
