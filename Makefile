@@ -44,7 +44,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP) -e '.[train,dev]'
+	$(PIP) -e '.[train,dev,serve]'
 	touch $@ $(VENV)/.installed
 
 clean:

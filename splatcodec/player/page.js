@@ -2,6 +2,7 @@
 //
 //     index.html?src=scene.splc        on this page's own origin; others only if the page lists them:
 //     <meta name="splatcodec-origins" content="https://cdn.example"> and the same in connect-src of its policy
+//     <meta name="splatcodec-src" content="scene.splc">   the scene if the address names none
 //
 // A page that holds its scene itself (export-html) has it in <script type="text/plain" id="content">, as base64.
 
@@ -52,7 +53,8 @@ function start() {
   const listed = /** @type {HTMLMetaElement | null} */ (document.querySelector("meta[name=splatcodec-origins]"));
   const origins = listed?.content.split(/\s+/) ?? [];
   const query = new URLSearchParams(location.search);
-  const address = query.get("src");
+  const own = /** @type {HTMLMetaElement | null} */ (document.querySelector("meta[name=splatcodec-src]"));
+  const address = query.get("src") ?? own?.content;
   const budget = Number(query.get("budget")) || undefined;
   let otherOrigins = false;
   if (address) {

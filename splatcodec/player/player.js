@@ -352,7 +352,7 @@ export class Player {
    */
   async settled(timeoutMs = 60_000) {
     const end = performance.now() + timeoutMs;
-    while (!(this.phase === "complete" && this.scene?.settled)) {
+    while (!(this.phase === "complete" && this.scene?.settled && !this.frame && !this.waiting)) {
       if (this.phase === "failed") throw new Error(this.error?.message);
       if (performance.now() > end) throw new Error("the scene does not settle");
       await new Promise((done) => setTimeout(done, 10));
