@@ -313,6 +313,7 @@ def _compress_lossless(
     report: CompressReport,
     progress: Progress | None,
 ) -> tuple[list[Chunk], list[Feature], int]:
+    from .static import stored
     from .static.lossless import encode_table, table_of_source
     from .static.native import FEATURE, take_apart
 
@@ -323,7 +324,14 @@ def _compress_lossless(
         count, source_bytes = len(native.scene), native.size_bytes
         if reorder:
             native.reorder()
-        notes += native.notes
+        columns = native.chunks(threads, progress)
+        features = [Feature("lossless-1"), Feature(FEATURE)]
+        if stored.is_smaller(source_bytes, columns):
+            columns, features[1] = [stored.file_chunk(source, native.native)], Feature(stored.FEATURE)
+            notes.append("kept as it is: its numbers, coded by us, would take more bytes")
+            reorder = False
+        else:
+            notes += native.notes
     else:
         table, source_bytes, more = table_of_source(source, extras, limits)
         count = len(next(iter(table.columns.values()))) if table.columns else 0
@@ -341,11 +349,10 @@ def _compress_lossless(
                 "sha256": _sha256(file),
             }
     if native is not None:
-        if native.content_sha256 is not None:
+        if native.content_sha256 is not None and features[1].name == FEATURE:
             facts = metadata.setdefault("source", {"name": Path(source).name})  # type: ignore[arg-type]
             facts["content_sha256"] = native.content_sha256
-        chunks = [_meta_chunk(metadata), *native.chunks(threads, progress)]
-        return chunks, [Feature("lossless-1"), Feature(FEATURE)], count
+        return [_meta_chunk(metadata), *columns], features, count
     chunks = encode_table(table, reorder=reorder, threads=threads, progress=progress)
     return [_meta_chunk(metadata), *chunks], [Feature("lossless-1")], count
 
@@ -461,10 +468,13 @@ class Scene:
         if self.lossless:
             if not selection.everything or keep_going or sh_layers is not None:
                 raise ParameterError("a lossless file has no levels or tiles to choose from", file=self.container.name)
-            from .static import lossless, native
+            from .static import lossless, native, stored
 
-            coder = native if self.container.has_feature(native.FEATURE) else lossless
-            gaussians = coder.decode_gaussians(self.container, self.metadata, self.limits, threads, progress)
+            if self.container.has_feature(stored.FEATURE):
+                gaussians = stored.decode_gaussians(self.container, self.metadata, self.limits)
+            else:
+                coder = native if self.container.has_feature(native.FEATURE) else lossless
+                gaussians = coder.decode_gaussians(self.container, self.metadata, self.limits, threads, progress)
         else:
             if not self.container.has_feature("lossy-1"):
                 raise FormatError("the file holds no scene", file=self.container.name)
@@ -560,11 +570,18 @@ def decompress_file(
 def _original_writer(scene: Scene, path: PathLike, format: str | None) -> Callable[..., dict[str, Any]] | None:
     """What writes the file that a lossless scene was made from, if that is what `path` and `format` ask for."""
     from .formats import format_of_target
-    from .static import lossless, native
+    from .static import lossless, native, stored
 
     if not scene.lossless:
         return None
     wanted = format or format_of_target(path)
+    if scene.container.has_feature(stored.FEATURE):
+        same = stored.format_name(scene.container) == wanted and not os.path.isdir(path)
+        return (
+            (lambda container, metadata, path, overwrite, *_: stored.write_file(container, metadata, path, overwrite))
+            if same
+            else None
+        )
     if scene.container.has_feature(native.FEATURE):
         return native.write_file if native.format_name(scene.container) == wanted else None
     return lossless.write_ply if wanted == "ply" else None
@@ -584,6 +601,7 @@ def verify(
     Raises:
         SplatCodecError: the first thing that is wrong.
     """
+    from .static import stored
     from .static.decoder import check_counts, read_parameters, read_units, tile_boxes
 
     with open(source, limits=limits) as scene:
@@ -592,7 +610,9 @@ def verify(
             container.check(entry)
             if progress:
                 progress("check", (k + 1) / len(container.chunks))
-        if scene.lossless:
+        if container.has_feature("stored-1"):
+            stored.format_name(container)
+        elif scene.lossless:
             check_counts(container, [entry for entry in container.of_type("COLS") if entry.level == 0], limits)
         elif container.has_feature("lossy-1"):
             read_parameters(container)

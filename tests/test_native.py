@@ -40,6 +40,13 @@ WAYS = [
 PLAIN = ("splat", "compressed-ply", "ksplat")  # whose files are their content
 
 
+@pytest.fixture(autouse=True)
+def as_columns(request, monkeypatch):
+    """Files of tests are small, so most would be kept as they are; here columns are what is tested."""
+    if "stored" not in request.node.name:
+        monkeypatch.setattr("splatcodec.static.stored.is_smaller", lambda *_: False)
+
+
 def same(a: Gaussians, b: Gaussians) -> bool:
     return all(getattr(a, name).tobytes() == getattr(b, name).tobytes() for name in ARRAYS)
 
@@ -481,3 +488,71 @@ def test_boxes_are_tame():
     assert corner[4] == 16.0
     assert size[0] == 2.0
     assert size[4] == 1.0
+
+
+# ------------------------------------------------------------------------------------------------- kept as they are
+
+
+@pytest.mark.parametrize(("name", "version", "suffix"), WAYS)
+@pytest.mark.parametrize("reorder", [False, True])
+def test_stored_or_not_files_never_grow_much(tmp_path, name, version, suffix, reorder):
+    for count in (1, 30, 700):
+        scene = sample_scene(count, 11)
+        path = write_scene(scene, tmp_path, name, version, suffix)
+        packed, report = recompress(path, tmp_path, reorder)
+        assert packed.stat().st_size <= path.stat().st_size + 700  # header, table of contents, META
+        with api.open(packed) as file:
+            stored = file.container.has_feature("stored-1")
+        assert stored == any("kept as it is" in note for note in report.notes)
+        if not stored:
+            continue
+        original, again = (quietly_read(p) for p in (path, packed))
+        assert same(original, again)
+        back = tmp_path / f"back{suffix}"
+        facts = api.decompress_file(packed, back, overwrite=True)
+        assert (facts["identical"], facts["identical_content"]) == (True, True)
+        assert back.read_bytes() == path.read_bytes()
+        facts = api.decompress_file(packed, tmp_path / "other.ply", overwrite=True)
+        assert "identical" not in facts
+        assert api.verify(packed, full=True)["num_gaussians"] == len(original)
+        assert main(["info", str(packed)]) == 0
+
+
+def quietly_read(path: Path) -> Gaussians:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SplatCodecWarning)
+        return api.read(path)
+
+
+def test_a_folder_is_stored_as_its_bundle(tmp_path, monkeypatch):
+    monkeypatch.setattr("splatcodec.static.stored.is_smaller", lambda *_: True)
+    scene = sample_scene(60, 11)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SplatCodecWarning)
+        write(scene, tmp_path / "folder" / "meta.json")
+    packed, _ = recompress(tmp_path / "folder", tmp_path)
+    assert same(api.read(tmp_path / "folder"), api.read(packed))
+    facts = api.decompress_file(packed, tmp_path / "back.sog")
+    assert facts["identical"] is None
+    assert same(api.read(tmp_path / "folder"), api.read(tmp_path / "back.sog"))
+
+
+@pytest.mark.parametrize(
+    ("payload", "count", "error", "message"),
+    [
+        (b"", 5, FormatError, "empty"),
+        (b"\x09abc", 5, UnsupportedError, "number 9"),
+        (b"\x01" + bytes(31), 1, FormatError, "not a whole number"),
+        (b"\x01" + bytes(64), 3, FormatError, "2 Gaussians, the header says 3"),
+        (b"\x05" + b"PK\x03\x04", 3, FormatError, "FILE"),
+    ],
+)
+def test_damage_of_a_stored_file(tmp_path, payload, count, error, message):
+    path = tmp_path / "scene.splc"
+    with path.open("wb") as file:
+        features = [Feature("lossless-1"), Feature("stored-1")]
+        write_container(file, [Chunk("FILE", payload)], num_gaussians=count, features=features)
+    with pytest.raises(error, match=message) as caught:
+        api.read(path)
+    assert caught.value.file == str(path)
+    assert "tmp" not in str(caught.value).replace(str(path), "")

@@ -44,10 +44,10 @@ _MIN_ENTRY_BYTES = 13
 _MAX_FEATURES = 256
 SEQUENCE_FEATURE = "sequence-1"
 KNOWN_FEATURES = frozenset(
-    {"lossy-1", "lossless-1", "extras-1", "mixing-1", "native-1", SEQUENCE_FEATURE, "temporal-1", "video-1"}
+    {"lossy-1", "lossless-1", "extras-1", "mixing-1", "native-1", "stored-1", SEQUENCE_FEATURE, "temporal-1", "video-1"}
 )
 KNOWN_CHUNKS = frozenset(
-    {"META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "NATV", "COLD", "COLS"}
+    {"META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "NATV", "FILE", "COLD", "COLS"}
     | {"SEQH", "GRPH", "SIDX", "MOTN", "TRAJ", "VRNG", "VGRP"}
 )
 _NUMBERED = frozenset({"TILE", "SHC1", "SHC2", "SHC3", "COLS", "TRAJ"})

@@ -99,10 +99,10 @@ const MAX_FEATURES = 256;
 const MIN_ENTRY_BYTES = 13;
 export const MAX_TILE = 65536;
 const LAYERS = /** @type {Record<string, number>} */ ({ SHC1: 1, SHC2: 2, SHC3: 3 });
-const KNOWN_CHUNKS = new Set(["META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "NATV", "COLD", "COLS"]);
+const KNOWN_CHUNKS = new Set(["META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "NATV", "FILE", "COLD", "COLS"]);
 const KNOWN_FEATURES = new Set(["lossy-1", "extras-1"]);
 /** Features of the archive profile, which only the Python package decodes. */
-const ARCHIVE_FEATURES = new Set(["lossless-1", "native-1", "mixing-1"]);
+const ARCHIVE_FEATURES = new Set(["lossless-1", "native-1", "stored-1", "mixing-1"]);
 
 /**
  * @typedef {object} Header
