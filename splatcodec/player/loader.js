@@ -18,6 +18,7 @@ import { open, SplcError } from "./decoder/index.js";
  * @property {"open" | "plan" | "ack" | "pause"} ask
  * @property {string} [url]
  * @property {Blob | Uint8Array | string} [content] instead of a URL; text is base64
+ * @property {{ bytes: ArrayBuffer, range: string } | null} [first] the answer to the first request, if the page has it already
  * @property {boolean} [sameOrigin] refuse what is redirected to another origin
  * @property {boolean} [cache] keep chunks in Cache storage
  * @property {number[][]} [groups] numbers of parts, groups in the order wanted
@@ -25,6 +26,7 @@ import { open, SplcError } from "./decoder/index.js";
  * @property {number} [id] of the plan
  * @property {number[]} [lost] parts that are to be decoded again
  * @property {boolean} [paused]
+ * @property {number} [bytes] of a part that was taken
  */
 
 /** A table of contents of a scene of ten million Gaussians has 30 KB; one of more than this is an attack. */
@@ -34,8 +36,8 @@ const RUN_BYTES = 2 ** 19;
 /** The next request begins when the last ones still owe so much: about what is under way on a fast long link. */
 const AHEAD_BYTES = 2 ** 17;
 const GAP_BYTES = 2 ** 13;
-/** Parts handed over and not yet taken. */
-const MAX_WAITING = 6;
+/** Bytes handed over and not yet taken, beyond which nothing more is asked for. */
+const MAX_WAITING_BYTES = 2 ** 20;
 const CACHE_NAME = "splatcodec-chunks-1";
 const MAX_CACHED_BYTES = 2 ** 28;
 const RETRIES = 5;
@@ -163,6 +165,8 @@ class Loader {
     /** @type {ChunkCache | null} */
     this.cache = null;
     this.remote = false;
+    /** @type {{ bytes: ArrayBuffer, range: string } | null} */
+    this.first = null;
     this.shLayers = 3;
     /** Chunks that are wanted and not asked for yet, the next one first. @type {ChunkEntry[]} */
     this.queue = [];
@@ -185,7 +189,8 @@ class Loader {
   }
 
   /** @param {LoaderQuestion} question */
-  async start({ url, content, sameOrigin, cache }) {
+  async start({ url, content, first, sameOrigin, cache }) {
+    this.first = first ?? null;
     const input = url ?? (typeof content === "string" ? fromBase64(content) : content);
     this.remote = url !== undefined;
     const options = {
@@ -224,6 +229,12 @@ class Loader {
    * @param {RequestInit} init
    */
   async fetch(asked, init) {
+    if (this.first) {
+      const { bytes, range } = this.first;
+      this.first = null;
+      this.received += bytes.byteLength;
+      return new Response(bytes, { status: 206, headers: { "Content-Range": range } });
+    }
     const response = await fetch(asked, init);
     if (!response.body || (response.status !== 200 && response.status !== 206)) return response;
     const count = new TransformStream({
@@ -269,7 +280,7 @@ class Loader {
   pump() {
     if (!this.file || this.failed) return;
     const most = this.remote && !this.growing ? 3 : 1;
-    while (this.queue.length && !this.paused && this.waiting < MAX_WAITING && this.running < most) {
+    while (this.queue.length && !this.paused && this.waiting < MAX_WAITING_BYTES && this.running < most) {
       if (this.running && this.owed > AHEAD_BYTES) return;
       const run = this.nextRun();
       this.running++;
@@ -386,9 +397,10 @@ class Loader {
     const { records, sh, look, count } = value;
     const packed = sh && paddedSh(/** @type {Uint32Array} */ (sh), count);
     const buffers = [records?.records.buffer, records?.boxes.buffer, packed?.buffer];
-    this.waiting++;
     const transfer = /** @type {ArrayBuffer[]} */ (buffers.filter((buffer) => buffer));
-    this.post({ say: "part", index, look, records, sh: packed, received: this.received }, transfer);
+    const bytes = transfer.reduce((sum, { byteLength }) => sum + byteLength, 0);
+    this.waiting += bytes;
+    this.post({ say: "part", index, look, records, sh: packed, bytes, received: this.received }, transfer);
   }
 
   /** @param {unknown} error */
@@ -425,7 +437,7 @@ scope.onmessage = (/** @type {MessageEvent<LoaderQuestion>} */ { data }) => {
     loader.paused = data.paused ?? false;
     loader.pump();
   } else if (data.ask === "ack") {
-    loader.waiting--;
+    loader.waiting -= data.bytes ?? 0;
     loader.pump();
   }
 };

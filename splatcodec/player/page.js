@@ -6,7 +6,7 @@
 //
 // A page that holds its scene itself (export-html) has it in <script type="text/plain" id="content">, as base64.
 
-import { Player } from "./player.js";
+import { Player, prefetch } from "./player.js";
 
 /** @param {string} id @returns {any} */
 const part = (id) => document.getElementById(id);
@@ -57,16 +57,20 @@ function start() {
   const address = query.get("src") ?? own?.content;
   const budget = Number(query.get("budget")) || undefined;
   let otherOrigins = false;
+  let first = null;
   if (address) {
     try {
-      otherOrigins = origins.includes(new URL(address, document.baseURI).origin);
+      const url = new URL(address, document.baseURI);
+      otherOrigins = origins.includes(url.origin);
+      if (/^https?:$/.test(url.protocol) && (otherOrigins || url.origin === location.origin)) first = prefetch(url);
     } catch {
       return refuse({ message: `${address} is not an address`, code: "network" });
     }
   }
   const player = new Player(part("scene"), { budget, otherOrigins, onState: show });
   Object.assign(globalThis, { player });
-  const open = (/** @type {Parameters<Player["load"]>[0]} */ input) => player.load(input).catch(() => {});
+  /** @param {Parameters<Player["load"]>} input */
+  const open = (...input) => player.load(...input).catch(() => {});
 
   part("fit").onclick = () => player.fit();
   part("mode").onclick = () => {
@@ -92,7 +96,7 @@ function start() {
 
   const content = part("content");
   if (content) open({ base64: content.textContent.trim() });
-  else if (address) open(address);
+  else if (address) open(address, first);
   else show(player.state);
 }
 

@@ -11,9 +11,11 @@ import { Controls } from "./controls.js";
 import { SplcError } from "./decoder/container.js";
 import { GraphicsError, Renderer } from "./renderer.js";
 import { Scene } from "./scene.js";
+import { startLoader, startSorter } from "./workers.js";
 
 /** @typedef {import("./camera.js").View} View */
 /** @typedef {import("./scene.js").Facts} Facts */
+/** @typedef {{ message: string, code: string }} Failure */
 
 /**
  * @typedef {object} PlayerOptions
@@ -33,16 +35,40 @@ import { Scene } from "./scene.js";
  * @property {number} gaussians in the picture
  * @property {number} total in the file
  * @property {string[]} notices
- * @property {{ message: string, code: string } | null} error
+ * @property {Failure | null} error
  */
 
 /** Frames that take longer lower the resolution while the camera moves. */
 const LATE_MS = 40;
-const EARLY_MS = 20;
+const EARLY_MS = 16;
 const MIN_SCALE = 0.5;
 /** The camera rests when it has not moved for so long. */
 const REST_MS = 200;
 const REPLAN_MS = 300;
+
+/** Bytes of the first request: header, table of contents and thumbnail of most scenes. */
+const FIRST_BYTES = 65536;
+
+/**
+ * The answer to the first request for a scene, asked for before anything else is ready. Null if it is not as hoped for;
+ * then the loader asks itself.
+ * @param {URL} url
+ * @returns {Promise<{ bytes: ArrayBuffer, range: string } | null>}
+ */
+export async function prefetch(url) {
+  try {
+    const aborter = new AbortController();
+    const headers = { Range: `bytes=0-${FIRST_BYTES - 1}` };
+    const mode = url.origin === location.origin ? "same-origin" : "cors";
+    const response = await fetch(url, { headers, mode, credentials: "same-origin", signal: aborter.signal });
+    const range = response.headers.get("Content-Range");
+    if (response.status === 206 && range?.startsWith("bytes 0-")) return { bytes: await response.arrayBuffer(), range };
+    aborter.abort();
+  } catch {
+    // The loader will say what is wrong.
+  }
+  return null;
+}
 
 /** Gaussians that this device may hold: by its memory where it says, by its screen where not. */
 export function deviceBudget() {
@@ -50,6 +76,14 @@ export function deviceBudget() {
   const phone = /Android|iPhone|iPad|Mobile/.test(userAgent) || (globalThis.matchMedia?.("(pointer: coarse)").matches ?? false);
   if (phone) return deviceMemory && deviceMemory < 4 ? 500_000 : 1_500_000;
   return deviceMemory && deviceMemory < 4 ? 1_500_000 : 4_000_000;
+}
+
+const newWorkers = () => ({ loader: startLoader(), sorter: startSorter() });
+
+/** @param {{ loader: Worker, sorter: Worker }} workers */
+function endWorkers({ loader, sorter }) {
+  loader.terminate();
+  sorter.terminate();
 }
 
 export class Player {
@@ -61,7 +95,16 @@ export class Player {
     this.canvas = canvas;
     this.options = options;
     this.budget = options.budget ?? deviceBudget();
-    this.renderer = new Renderer(canvas);
+    // Workers start while the graphics are made ready.
+    /** @type {ReturnType<typeof newWorkers> | null} */
+    this.workers = newWorkers();
+    try {
+      this.renderer = new Renderer(canvas);
+      this.renderer.warm();
+    } catch (error) {
+      endWorkers(this.workers);
+      throw error;
+    }
     this.rig = new Rig();
     /** A view that is given instead of the rig's. @type {(View & { width: number, height: number }) | null} */
     this.fixed = null;
@@ -69,7 +112,7 @@ export class Player {
     this.scene = null;
     /** @type {string[]} */
     this.notices = [];
-    /** @type {{ message: string, code: string } | null} */
+    /** @type {Failure | null} */
     this.error = null;
     this.phase = /** @type {PlayerState["phase"]} */ ("empty");
     this.background = options.background ?? [0, 0, 0];
@@ -78,6 +121,11 @@ export class Player {
     this.frame = 0;
     this.lastFrame = 0;
     this.movedAt = -Infinity;
+    /** Whether the GPU is at work, whether another frame is to follow, how long the last one took and when it ended. */
+    this.drawing = false;
+    this.again = false;
+    this.gpuMs = 0;
+    this.drawnAt = 0;
     this.planAt = 0;
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     this.resting = undefined;
@@ -100,24 +148,30 @@ export class Player {
   /**
    * Show another scene.
    * @param {string | URL | Blob | Uint8Array | { base64: string }} input
+   * @param {ReturnType<typeof prefetch> | null} [first] if it was begun before
    * @returns {Promise<void>} resolves with the first picture
    */
-  load(input) {
+  load(input, first = null) {
     this.unload();
     this.phase = "opening";
     this.marks = { load: performance.now() };
     const picture = new Promise((resolve, reject) => (this.waiting = { resolve: () => resolve(undefined), reject }));
     try {
-      const scene = new Scene(this.renderer, this.budget, {
-        opened: (facts) => this.opened(facts),
+      const workers = this.workers ?? newWorkers();
+      this.workers = null;
+      const events = {
+        opened: (/** @type {Facts} */ facts) => this.opened(facts),
         changed: () => this.draw(),
-        notice: (message) => this.notice(message),
-        damage: (error) => this.notice(`A part of the scene is damaged and not shown: ${error.message}`),
-        failed: (error) => this.fail(error),
+        notice: (/** @type {string} */ message) => this.notice(message),
+        damage: (/** @type {Failure} */ { message }) => this.notice(`A part of the scene is damaged and not shown: ${message}`),
+        failed: (/** @type {Failure} */ error) => this.fail(error),
         complete: () => this.completed(),
-      });
+      };
+      const scene = new Scene(this.renderer, this.budget, events, workers);
       this.scene = scene;
-      scene.open(this.asked(input));
+      const asked = this.asked(input);
+      if (first) first.then((answer) => scene.open({ ...asked, first: answer }));
+      else scene.open(asked);
     } catch (error) {
       this.fail({ message: /** @type {Error} */ (error).message, code: "parameter" });
     }
@@ -142,13 +196,12 @@ export class Player {
   }
 
   /** @param {Facts} facts */
-  opened({ meta, shDegree }) {
+  opened({ meta }) {
     this.marks.opened = performance.now();
     this.phase = "loading";
     this.antialiased = meta.antialiased === true;
     const color = numbers(meta.background);
     this.background = this.options.background ?? (color ? color.map((x) => Math.max(0, Math.min(1, x))) : [0, 0, 0]);
-    this.renderer.begin(shDegree);
     this.scene?.plan();
     this.tell();
   }
@@ -232,11 +285,12 @@ export class Player {
     try {
       const moving = this.controls?.step(late / 1000) ?? false;
       if (moving) this.touch();
-      const rests = now - this.movedAt > REST_MS;
-      this.adapt(late, rests);
       const more = scene.upload();
+      if (more || moving) this.draw();
       if (!this.ready && scene.hasPicture) this.stand();
-      if (!this.ready) return more ? this.draw() : undefined;
+      if (!this.ready) return;
+      const rests = now - this.movedAt > REST_MS;
+      this.adapt(rests);
       const view = this.view();
       const { width, height } = this.canvas;
       scene.look(view, width, height);
@@ -245,32 +299,83 @@ export class Player {
         this.planAt = now;
         scene.plan();
       }
+      if (this.holdsBack(now, rests)) return;
       renderer.draw(view, width, height, this.background, this.antialiased);
+      this.measure();
       if (renderer.count && this.waiting) this.pictured();
-      if (more || moving) this.draw();
       this.tell();
     } catch (error) {
-      this.fail({ message: /** @type {Error} */ (error).message, code: error instanceof GraphicsError ? "graphics" : "internal" });
+      const code = error instanceof GraphicsError ? "graphics" : "internal";
+      this.fail({ message: /** @type {Error} */ (error).message, code });
     }
   }
 
-  /** There is something on the screen. */
+  /**
+   * Whether to draw later: frames do not queue up, and on a slow device refinements leave time to decode.
+   * @param {number} now
+   * @param {boolean} rests
+   */
+  holdsBack(now, rests) {
+    if (this.drawing) {
+      this.again = true;
+      return true;
+    }
+    const refining = rests && this.phase === "loading" && !this.waiting;
+    const wait = refining && this.gpuMs > LATE_MS ? this.drawnAt + 2 * this.gpuMs - performance.now() : 0;
+    if (wait > 0) {
+      clearTimeout(this.resting);
+      this.resting = setTimeout(() => this.draw(), wait);
+    }
+    return wait > 0;
+  }
+
+  /** How long the GPU takes for the frame that was just asked for. */
+  measure() {
+    const began = performance.now();
+    this.drawing = true;
+    this.drawn().then(() => {
+      this.drawing = false;
+      this.drawnAt = performance.now();
+      this.gpuMs = this.drawnAt - began;
+      if (this.again) this.draw();
+      this.again = false;
+    });
+  }
+
+  /** The first picture is on its way; it counts when the GPU has drawn it. */
   pictured() {
-    this.marks.picture = performance.now();
-    performance.mark("splatcodec-picture");
-    this.waiting?.resolve();
+    const { waiting } = this;
     this.waiting = null;
+    this.drawn().then(() => {
+      if (this.disposed) return;
+      this.marks.picture = performance.now();
+      performance.mark("splatcodec-picture");
+      // Compiled while more is on its way.
+      this.renderer.begin(this.renderer.degree);
+      waiting?.resolve();
+    });
+  }
+
+  /** Resolves when the GPU has done what it was asked to. */
+  async drawn() {
+    const { gl } = this.renderer;
+    const sync = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
+    gl.flush();
+    await new Promise((done) => setTimeout(done, 1));
+    while (sync && !this.disposed && !gl.isContextLost() && gl.clientWaitSync(sync, 0, 0) === gl.TIMEOUT_EXPIRED) {
+      await new Promise((done) => setTimeout(done, 2));
+    }
+    gl.deleteSync(sync);
   }
 
   /**
    * Fewer pixels while frames are late, all of them when the camera rests.
-   * @param {number} late ms since the frame before
    * @param {boolean} rests
    */
-  adapt(late, rests) {
-    if (this.fixed || rests) this.scale = 1;
-    else if (late > LATE_MS && late < 1000) this.scale = Math.max(MIN_SCALE, this.scale * 0.85);
-    else if (late < EARLY_MS) this.scale = Math.min(1, this.scale * 1.05);
+  adapt(rests) {
+    if (this.fixed || (rests && this.phase !== "loading")) this.scale = 1;
+    else if (this.gpuMs > LATE_MS) this.scale = Math.max(MIN_SCALE, this.scale * 0.85);
+    else if (this.gpuMs < EARLY_MS) this.scale = Math.min(1, this.scale * 1.05);
   }
 
   completed() {
@@ -293,7 +398,7 @@ export class Player {
     this.tell();
   }
 
-  /** @param {{ message: string, code: string }} error */
+  /** @param {Failure} error */
   fail(error) {
     this.error = error;
     this.phase = "failed";
@@ -347,16 +452,17 @@ export class Player {
   }
 
   /**
-   * Resolves when all that is wanted is in the picture.
+   * Resolves when all that is wanted is in the picture and drawn.
    * @param {number} [timeoutMs]
    */
   async settled(timeoutMs = 60_000) {
     const end = performance.now() + timeoutMs;
-    while (!(this.phase === "complete" && this.scene?.settled && !this.frame && !this.waiting)) {
+    while (!(this.phase === "complete" && this.scene?.settled && !this.frame && !this.again && !this.waiting)) {
       if (this.phase === "failed") throw new Error(this.error?.message);
       if (performance.now() > end) throw new Error("the scene does not settle");
       await new Promise((done) => setTimeout(done, 10));
     }
+    await this.drawn();
   }
 
   /** The picture as it is now: bytes red, green, blue, alpha, top row first. */
@@ -389,6 +495,8 @@ export class Player {
   /** Let go of everything. */
   dispose() {
     this.unload();
+    if (this.workers) endWorkers(this.workers);
+    this.workers = null;
     this.disposed = true;
     cancelAnimationFrame(this.frame);
     clearTimeout(this.resting);

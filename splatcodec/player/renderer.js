@@ -186,6 +186,8 @@ export class Renderer {
     this.capacity = 0;
     this.degree = 0;
     this.count = 0;
+    /** Whether any SH coefficients are there; until then a smaller program does. */
+    this.hasSh = false;
     /** @type {WebGLTexture | null} */
     this.order = null;
     /** Rows of the texture of the order. */
@@ -233,11 +235,25 @@ export class Renderer {
     this.programs.set(degree, { program, uniforms: {} });
   }
 
-  /** The program of the scene's degree, ready. */
-  use() {
+  /**
+   * Have everything compiled that a first picture needs, by drawing nothing.
+   */
+  warm() {
     const { gl } = this;
-    this.begin(this.degree);
-    const entry = /** @type {{ program: WebGLProgram, uniforms: Uniforms }} */ (this.programs.get(this.degree));
+    const uniforms = this.use(0);
+    gl.uniform1i(uniforms.count, 0);
+    gl.drawElementsInstanced(gl.TRIANGLES, 6 * QUADS, gl.UNSIGNED_SHORT, 0, 1);
+    gl.flush();
+  }
+
+  /**
+   * A program, ready.
+   * @param {number} degree
+   */
+  use(degree) {
+    const { gl } = this;
+    this.begin(degree);
+    const entry = /** @type {{ program: WebGLProgram, uniforms: Uniforms }} */ (this.programs.get(degree));
     const { program, uniforms } = entry;
     if (!Object.keys(uniforms).length) {
       if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) {
@@ -268,7 +284,7 @@ export class Renderer {
     if (rows > most) throw new GraphicsError(`${capacity} blocks of Gaussians do not fit a texture`);
     this.capacity = rows * PER_ROW;
     this.degree = degree;
-    this.begin(degree);
+    this.hasSh = false;
     const make = (/** @type {string} */ name, /** @type {number} */ format, /** @type {number} */ width) => {
       this.textures[name] = this.makeTexture(format, width, rows);
     };
@@ -315,6 +331,7 @@ export class Renderer {
     const float = name === "boxes" || name === "looks";
     const [format, type] = float ? [gl.RGBA, gl.FLOAT] : [gl.RGBA_INTEGER, gl.UNSIGNED_INT];
     const width = perBlock * PER_ROW;
+    if (name.startsWith("sh")) this.hasSh = true;
     gl.activeTexture(gl.TEXTURE0);
     gl.bindTexture(gl.TEXTURE_2D, this.textures[name]);
     // Up to three rectangles: the rest of a row, whole rows, the beginning of a row.
@@ -376,7 +393,7 @@ export class Renderer {
     gl.clearColor(background[0], background[1], background[2], 1);
     gl.clear(gl.COLOR_BUFFER_BIT);
     if (!this.count) return;
-    const uniforms = this.use();
+    const uniforms = this.use(this.hasSh ? this.degree : 0);
     SAMPLERS.forEach((name, k) => {
       gl.activeTexture(gl.TEXTURE0 + k);
       gl.bindTexture(gl.TEXTURE_2D, name === "order" ? this.order : (this.textures[name] ?? null));

@@ -6,7 +6,6 @@
 // changes in a picture changes when the order that goes with it arrives, so that no frame shows half of a change.
 
 import { BLOCK } from "./renderer.js";
-import { startLoader, startSorter } from "./workers.js";
 
 /** @typedef {import("./camera.js").View} View */
 /** @typedef {import("./renderer.js").Renderer} Renderer */
@@ -47,6 +46,7 @@ import { startLoader, startSorter } from "./workers.js";
  * @property {{ records: Uint32Array, boxes: Float32Array } | null} records
  * @property {Uint32Array | null} sh texel by texel
  * @property {{ grow: number, gain: number }} look
+ * @property {number} bytes
  */
 
 /** Uploads of a frame end after so many bytes. */
@@ -69,8 +69,9 @@ export class Scene {
    * @param {Renderer} renderer
    * @param {number} budget Gaussians that may be in the textures
    * @param {SceneEvents} events
+   * @param {{ loader: Worker, sorter: Worker }} workers that nobody else uses
    */
-  constructor(renderer, budget, events) {
+  constructor(renderer, budget, events, { loader, sorter }) {
     this.renderer = renderer;
     this.budget = budget;
     this.events = events;
@@ -105,8 +106,8 @@ export class Scene {
     this.samples = [];
     /** Bytes of decoded parts on this side that are not uploaded yet. */
     this.heldBytes = 0;
-    this.loader = startLoader();
-    this.sorter = startSorter();
+    this.loader = loader;
+    this.sorter = sorter;
     this.loader.onmessage = ({ data }) => this.hear(data);
     this.sorter.onmessage = ({ data }) => this.sorted(data);
     for (const worker of [this.loader, this.sorter]) {
@@ -238,13 +239,13 @@ export class Scene {
     return radius / distance;
   }
 
-  /** @param {{ index: number, look: { grow: number, gain: number }, records: any, sh: Uint32Array | null, received: number }} part */
-  arrived({ index, look, records, sh, received }) {
+  /** @param {{ index: number, look: { grow: number, gain: number }, records: any, sh: Uint32Array | null, bytes: number, received: number }} part */
+  arrived({ index, look, records, sh, bytes, received }) {
     const place = this.places[index];
     this.received = received;
-    if (place.state === "absent") return this.loader.postMessage({ ask: "ack" });
-    this.heldBytes += (records?.records.byteLength ?? 0) + (records?.boxes.byteLength ?? 0) + (sh?.byteLength ?? 0);
-    this.uploads.push({ place, records, sh, look });
+    if (place.state === "absent") return this.loader.postMessage({ ask: "ack", bytes });
+    this.heldBytes += bytes;
+    this.uploads.push({ place, records, sh, look, bytes });
     this.events.changed();
   }
 
@@ -260,14 +261,13 @@ export class Scene {
     let bytes = 0;
     this.peakBytes = Math.max(this.peakBytes, this.heldBytes + this.cpuBytes);
     while (this.uploads.length && bytes < UPLOAD_BYTES) {
-      const { place, records, sh, look } = this.uploads[0];
+      const { place, records, sh, look, bytes: own } = this.uploads[0];
       // Blocks that were given up are free when no order names them any more.
       if (records && place.state !== "absent" && this.free < Math.ceil(place.count / BLOCK)) return true;
       this.uploads.shift();
-      const own = (records?.records.byteLength ?? 0) + (records?.boxes.byteLength ?? 0) + (sh?.byteLength ?? 0);
-      this.heldBytes = Math.max(0, this.heldBytes - own);
+      this.heldBytes -= own;
       bytes += own;
-      this.loader.postMessage({ ask: "ack" });
+      this.loader.postMessage({ ask: "ack", bytes: own });
       if (place.state === "absent") continue;
       if (records) this.uploadRecords(place, records, look);
       if (sh && place.state === "there") this.uploadSh(place, sh);

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-__all__ = ["ServeOptions", "Throttle", "create_app", "list_scenes", "make_server", "qr_code", "self_signed"]
+__all__ = ["ServeOptions", "Throttle", "create_app", "list_scenes", "make_server", "player_prefix", "qr_code", "self_signed"]
 
 _HINT = "pip install 'splatcodec[serve]'"
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "::1")
@@ -165,6 +165,12 @@ def _etag_matches(header: str, etag: str) -> bool:
     return header.strip() == "*" or etag in [part.strip().removeprefix("W/") for part in header.split(",")]
 
 
+def player_prefix() -> str:
+    """Address of the player on a server: with a digest of its files, so that browsers may keep them for ever."""
+    content = b"".join(name.encode() + content for name, content in player_files().items())
+    return f"/player/{hashlib.sha256(content).hexdigest()[:12]}"
+
+
 def create_app(target: Path, options: ServeOptions) -> Starlette:
     """The application: `/` leads to the player or lists scenes, `/scenes/...` are files, `/player/...` the player.
 
@@ -184,10 +190,9 @@ def create_app(target: Path, options: ServeOptions) -> Starlette:
         raise BackendUnavailableError("serving needs starlette and uvicorn", hint=_HINT) from None
 
     files = player_files()
-    digest = hashlib.sha256(b"".join(name.encode() + content for name, content in files.items())).hexdigest()[:12]
+    prefix = player_prefix()
     # Text is compressed once, here; an address with the digest never changes its content.
     packed = {name: gzip.compress(content, 9, mtime=0) for name, content in files.items()}
-    prefix = f"/player/{digest}"
 
     def player_url(scene: str) -> str:
         return f"{prefix}/index.html?src={quote('/scenes/' + quote(scene))}"
@@ -208,7 +213,7 @@ def create_app(target: Path, options: ServeOptions) -> Starlette:
 
     async def player(request: Request) -> Response:
         name = request.path_params["path"]
-        if name not in files or request.path_params["digest"] != digest:
+        if name not in files or f"/player/{request.path_params['digest']}" != prefix:
             return Response("not found", 404, _COMMON, "text/plain")
         headers = {
             **_COMMON,
