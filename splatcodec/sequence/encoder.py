@@ -38,7 +38,6 @@ from .file import MOTION, GroupChunks
 from .fit import Block, Fit, Nodes, fill_absent, find_nodes, fit_block
 from .motion import (
     COLOR,
-    MAX_SHAPES,
     OPACITY_TRACK,
     POSITION,
     SH,
@@ -99,12 +98,13 @@ class MotionOptions:
 
 # Steps of tracks over those that the base would have for the same attribute, chosen on the sequences of
 # tools/make_sequences.py (docs/sequences.md).
-_POSITION_FACTOR = 2.0
-_TURN_FACTOR = 1.0
+_POSITION_FACTOR = 1.0
+_TURN_FACTOR = 0.5
 _DEAD = 0.6  # residuals below this share of a step become 0
 _BITS_A_TRACK = 3.0
 _PRICE = 2 * np.log(2) / 12  # squared steps that a bit is worth
 _BITS_A_SHAPE = 11.0  # and frame
+_MOST_SHAPES = 48  # of all tracks; the format allows 64
 _NODE_SAVING = 0.85
 _EVENT_STEPS = 6.0  # a jump of so many steps is looked at as an event
 _TRIALS = 5
@@ -495,7 +495,7 @@ class MotionEncoder:
             motion.masks = masks[k]
             motion.nodes = np.where(here, fit.nodes.assignment[rows] if len(fit.ids) else 0, 0).astype(np.int32)
             motion.births = np.where(here, fit.births[rows] if len(fit.ids) else 0, 0).astype(np.int32)
-            motion.deaths = np.where(here, fit.deaths[rows] if len(fit.ids) else 1, 1).astype(np.int32)
+            motion.deaths = np.where(here, fit.deaths[rows] if len(fit.ids) else 0, 0).astype(np.int32)
             magnitudes, residuals = np.zeros_like(motion.coefficients), np.zeros_like(motion.coefficients)
             quantize_tracks(
                 parameters.counts, parameters.components, parameters.columns, weights, tile.coded.neighbors,
@@ -627,44 +627,47 @@ def _choose_tracks(
 ) -> tuple[list[npt.NDArray[np.int64]], list[Floats], list[npt.NDArray[np.int32]]]:
     """Shapes of all tracks, coefficients (n, C) of all Gaussians in base units, and which tracks each has."""
     components = track_components(degree)
+    candidates: list[tuple[npt.NDArray[np.int64], Floats]] = []
+    for track in range(TRACKS):
+        paths = _paths(sources, exponents, scale, track) if components[track] and frames > 1 else []
+        candidates.append(_shapes_of(paths, frames) if paths else (np.zeros((0, frames), np.int64), np.zeros(0)))
+    # What is worth most, whichever track it is of.
+    worths = np.sort(np.concatenate([worth for _, worth in candidates]))[::-1]
+    least = worths[_MOST_SHAPES - 1] if len(worths) >= _MOST_SHAPES else -np.inf
     shapes: list[npt.NDArray[np.int64]] = []
     columns: list[list[Floats]] = [[] for _ in sources]
     masks = [np.zeros(len(source.here), np.int32) for source in sources]
-    left = MAX_SHAPES
-    for track in range(TRACKS):
-        if not components[track] or frames < 2:
-            shapes.append(np.zeros((0, frames), np.int64))
-            continue
-        # In steps: (n * components, frames), one row a path.
-        paths = []
-        for source, e in zip(sources, exponents):
-            steps = source.values[track] * (scale[track] / np.exp2(e[:, track]).astype(np.float64))[None, :, None]
-            paths.append(np.ascontiguousarray(steps.transpose(1, 2, 0).reshape(-1, frames)))
-        found = _shapes_of(paths, frames, min(left, 24))
-        if len(found):
-            basis = found / SHAPE_ONE
-            solve = np.linalg.pinv(basis.astype(np.float64)).T  # (J, F): coefficients = paths @ solve.T
-            kept_any = False
-            for k, (path, e) in enumerate(zip(paths, exponents)):
-                c = path @ solve.T
-                _mend(c, path, sources[k].present, basis, components[track])
-                c = c.reshape(-1, components[track], len(found)).transpose(0, 2, 1)  # (n, J, components)
-                worth = _worth(c).sum((1, 2)) - _PRICE * _BITS_A_TRACK > 0
-                kept_any |= bool(worth.any())
-                masks[k] |= worth.astype(np.int32) << track
-                c = c * np.exp2(e[:, track].astype(np.float64))[:, None, None]
-                columns[k].append(c.reshape(len(c), -1))
-            if not kept_any:
-                found = found[:0]
-                for column in columns:
-                    column.pop()
-        left -= len(found)
+    for track, (candidate, worth_of) in enumerate(candidates):
+        found = candidate[worth_of >= least]
+        paths = _paths(sources, exponents, scale, track) if len(found) else []
+        basis = found / SHAPE_ONE
+        solve = np.linalg.pinv(basis) if len(found) else basis.T  # coefficients = paths @ solve
+        for k, (path, e) in enumerate(zip(paths, exponents)):
+            c: Floats = path @ solve
+            _mend(c, path, sources[k].present, basis, components[track])
+            c = c.reshape(-1, components[track], len(found)).transpose(0, 2, 1)  # (n, J, components)
+            worth = _worth(c).sum((1, 2)) - _PRICE * _BITS_A_TRACK > 0
+            masks[k] |= worth.astype(np.int32) << track
+            c = c * np.exp2(e[:, track].astype(np.float64))[:, None, None]
+            columns[k].append(c.reshape(len(c), -1))
         shapes.append(found)
     stacked = [
         np.ascontiguousarray(np.concatenate(column, axis=1)) if column else np.zeros((len(source.here), 0))
         for column, source in zip(columns, sources)
     ]
     return shapes, stacked, masks
+
+
+def _paths(
+    sources: list[_Tracks], exponents: list[npt.NDArray[np.int32]], scale: Floats, track: int
+) -> list[npt.NDArray[np.float32]]:
+    """Of each tile (n * components, F) what a track does, in steps, a row a component."""
+    paths = []
+    for source, e in zip(sources, exponents):
+        steps = (scale[track] / np.exp2(e[:, track].astype(np.float64))).astype(np.float32)
+        values = source.values[track] * steps[None, :, None]
+        paths.append(np.ascontiguousarray(values.transpose(1, 2, 0)).reshape(-1, len(values)))
+    return paths
 
 
 def _mend(
@@ -689,23 +692,27 @@ def _worth(c: Floats) -> Floats:
     return np.where(size >= _DEAD, gain, -_PRICE * 0.5)
 
 
-def _shapes_of(paths: Sequence[npt.NDArray[np.float32]], frames: int, most: int) -> npt.NDArray[np.int64]:
-    """(J, F) shapes that pay: principal components of paths in steps, of mean square 1, in 1/4096."""
+def _shapes_of(paths: Sequence[npt.NDArray[np.float32]], frames: int) -> tuple[npt.NDArray[np.int64], Floats]:
+    """(J, F) shapes that pay, and what each is worth: principal components of paths in steps.
+
+    They have a mean square of 1 and are in 1/4096.
+    """
     moment = np.zeros((frames, frames))
     for path in paths:
-        moment += path.T.astype(np.float64) @ path.astype(np.float64)
+        moment += (path.T @ path).astype(np.float64)
     if not moment.any():
-        return np.zeros((0, frames), np.int64)
+        return np.zeros((0, frames), np.int64), np.zeros(0)
     _, vectors = np.linalg.eigh(moment / np.abs(moment).max())
-    vectors = vectors[:, ::-1][:, : min(most, frames)].T
-    found = []
+    found, worths = [], []
     price = _PRICE * _BITS_A_SHAPE * frames
-    for vector in vectors:
+    for vector in vectors[:, ::-1][:, : min(_MOST_SHAPES // 2, frames)].T:
         shape = vector * np.sqrt(frames) * np.sign(vector[np.abs(vector).argmax()])
-        worth = sum(float(np.maximum(_worth((path @ shape) / frames), 0.0).sum()) for path in paths)
-        if worth > price:
+        exact = shape.astype(np.float32) / np.float32(frames)
+        worth = sum(float(np.maximum(_worth(path @ exact), 0.0).sum()) for path in paths) - price
+        if worth > 0:
             found.append(np.rint(shape * SHAPE_ONE).astype(np.int64))
-    return np.array(found, np.int64).reshape(len(found), frames)
+            worths.append(worth)
+    return np.array(found, np.int64).reshape(len(found), frames), np.array(worths)
 
 
 def _fit_weights(

@@ -276,7 +276,7 @@ def decode_motion(
         if partial[i]:
             birth = decode_gamma(models, _BIRTH, states, words, cursor)
             rest = decode_gamma(models, _DEATH, states, words, cursor)
-            if birth < 0 or rest < 0 or rest > frames or birth >= frames - rest:
+            if birth < 0 or rest < 0 or rest > frames or birth > frames - rest:
                 return np.int64(-1)
             births[i] = birth
             deaths[i] = frames - rest
