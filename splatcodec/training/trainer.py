@@ -260,6 +260,7 @@ class Trainer:
                 raise self._out_of_memory() from error
             raise
         self._tick()
+        self.save()  # if anything goes wrong from here on, nothing has to be trained again
         scene = self.gaussians()
         self._record(scene, last=True)
         evaluation = self._evaluate(scene)
@@ -340,7 +341,7 @@ class Trainer:
             gradients = {name: value.grad for name, value in splats.params.items()}
         self._learn(share, gradients, drawn, absolute, signed, (camera.width, camera.height))
         with torch.no_grad():
-            self._smooth(float(loss), float(((drawn.rgb - target) ** 2).mean()))
+            self._smooth(float(loss.detach()), float(((drawn.rgb - target) ** 2).mean()))
         for value in splats.params.values():
             value.grad = None
         self.iteration += 1
