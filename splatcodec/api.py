@@ -26,12 +26,14 @@ from .version import __version__
 if TYPE_CHECKING:
     from .formats import Blocks
     from .preprocess.plan import LossyOptions
+    from .sequence.scene import MovingScene, SequenceReport
 
 __all__ = [
     "CompressReport",
     "Scene",
     "compress",
     "compress_file",
+    "compress_sequence",
     "decompress",
     "decompress_file",
     "open",
@@ -107,7 +109,7 @@ def read(path: PathLike, *, format: str | None = None, limits: Limits = DEFAULT_
 
     folder = os.path.isdir(path)
     if format == "splc" or (format is None and not folder and is_splc(path)):
-        with open(path, limits=limits) as scene:
+        with _open_still(path, limits) as scene:
             return scene.read()
     if format is None and not folder and os.fspath(path).lower().endswith(SUFFIX):
         raise FormatError("not a .splc file (bad magic)", file=os.fspath(path), offset=0)
@@ -492,18 +494,73 @@ class Scene:
         return gaussians if sh_degree is None else gaussians.with_sh_degree(min(sh_degree, gaussians.sh_degree))
 
 
-def open(source: PathLike | bytes, *, limits: Limits = DEFAULT_LIMITS) -> Scene:
+def open(source: PathLike | bytes, *, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Open a `.splc` file or its bytes; reads the table of contents and the metadata only.
+
+    Returns:
+        A `Scene`, or for a moving scene a `splatcodec.sequence.scene.MovingScene`, which yields frames.
 
     Raises:
         SplatCodecError: not a .splc file, or damaged.
     """
-    container = Container(io.BytesIO(source)) if isinstance(source, bytes | bytearray) else Container.open(source)
+    file = io.BytesIO(source) if isinstance(source, bytes | bytearray) else open_for_reading(source)
+    name = "<bytes>" if isinstance(source, bytes | bytearray) else os.fspath(source)
+    container = Container(file, name)
     try:
+        if container.of_type("SEQH"):
+            from .sequence.scene import open_sequence
+
+            return open_sequence(file, name, limits)
         return Scene(container, limits)
     except BaseException:
         container.close()
         raise
+
+
+def _open_still(source: PathLike | bytes, limits: Limits) -> Scene:
+    """`open` a file that must hold a still scene."""
+    scene = open(source, limits=limits)
+    if not isinstance(scene, Scene):
+        name = scene.sequence.name
+        scene.close()
+        raise ParameterError(
+            "a moving scene, not a still one", file=name, hint="`open` it and take a frame, or decompress to a folder"
+        )
+    return scene
+
+
+def open_moving(source: PathLike | bytes, *, limits: Limits = DEFAULT_LIMITS) -> MovingScene:
+    """`open` a file that must hold a moving scene.
+
+    Raises:
+        ParameterError: it holds a still one.
+        SplatCodecError: not a .splc file, or damaged.
+    """
+    scene = open(source, limits=limits)
+    if isinstance(scene, Scene):
+        scene.close()
+        raise ParameterError("a still scene, not a moving one", file=scene.container.name)
+    return scene  # type: ignore[no-any-return]
+
+
+def is_moving(path: PathLike) -> bool:
+    """Whether a file is a moving scene; False for what is no `.splc` file."""
+    if os.path.isdir(path) or not is_splc(path):
+        return False
+    with Container.open(path) as container:
+        return bool(container.of_type("SEQH"))
+
+
+def compress_sequence(source: Any, path: PathLike, **arguments: Any) -> SequenceReport:
+    """Write a moving scene: `splatcodec.sequence.scene.compress_sequence`.
+
+    Args:
+        source: an iterator of Gaussians, a folder of scenes, an .npz of trajectories.
+        arguments: fps, overwrite, append, threads, progress, and the fields of `MotionOptions`.
+    """
+    from .sequence.scene import compress_sequence as work
+
+    return work(source, path, **arguments)
 
 
 def decompress(
@@ -522,7 +579,7 @@ def decompress(
     Raises:
         SplatCodecError: damaged, too new or too large; names file, chunk and byte.
     """
-    with open(source, limits=limits) as scene:
+    with _open_still(source, limits) as scene:
         return scene.read(threads=threads, progress=progress, **part)
 
 
@@ -553,7 +610,7 @@ def decompress_file(
     if not overwrite and os.path.lexists(path):
         raise ParameterError("the file exists", file=os.fspath(path), hint="--overwrite replaces it")
     facts: dict[str, Any] = {}
-    with open(source, limits=limits) as scene:
+    with _open_still(source, limits) as scene:
         facts["num_gaussians"] = scene.num_gaussians
         facts["lossless"] = scene.lossless
         original = _original_writer(scene, path, format)
@@ -604,7 +661,21 @@ def verify(
     from .static import stored
     from .static.decoder import check_counts, read_parameters, read_units, tile_boxes
 
-    with open(source, limits=limits) as scene:
+    opened = open(source, limits=limits)
+    if not isinstance(opened, Scene):
+        with opened as moving:
+            facts = moving.verify(full, progress)
+            container = moving.container
+            return {
+                "file": container.name,
+                "version": f"{container.version[0]}.{container.version[1]}",
+                "features": [feature.name for feature in container.features],
+                "num_gaussians": 0,
+                "size_bytes": moving.sequence.size_bytes,
+                "decoded": full,
+                **facts,
+            }
+    with opened as scene:
         container = scene.container
         for k, entry in enumerate(container.chunks):
             container.check(entry)
