@@ -254,13 +254,18 @@ class MotionEncoder:
         fresh = ~common
         if fresh.any():
             clock = time.perf_counter()
-            measured, _ = self._importance(block, fewer=4)
+            measured, _ = self._importance(block, fewer=2)
             self._spend("importance", clock)
+            # Most of what a base lacks was left out of it because it hardly shows.
+            price = _PRICE * 2.0 ** (2 * self._slope)
+            fresh &= measured.removal_error > self.tuning.prune * self.tuning.bits_kept * price
             share = measured.s_logalpha[fresh].sum() / max(float(measured.s_logalpha.sum()), 1e-30)
-            if share > _MISSING or fresh.sum() > 200:
+            if share > _MISSING:
                 rows = np.flatnonzero(fresh)
                 some = _some(measured, rows)
-                part = self._code_part(still.selected(rows), block.ids[rows], some, None, self._slope, number, pool)
+                part = self._code_part(
+                    still.selected(rows), block.ids[rows], some, None, self._slope, number, pool, drop_unseen=True
+                )
                 if len(part.encoded.order):
                     parts.append(part)
         group = self._motion(fit, parts, number, pool, self._slope)
@@ -334,9 +339,10 @@ class MotionEncoder:
         slope: float,
         number: int,
         pool: ThreadPoolExecutor,
+        drop_unseen: bool = False,
     ) -> _Part:
         """Code and decode a still scene."""
-        options = self.options.lossy()
+        options = replace(self.options.lossy(), drop_unseen=drop_unseen)
         plan = make_plan(still, measured, 2.0**slope, options, self.tuning, seen_from)
         encoded = encode_tiles(still, plan, LevelPlan(np.arange(len(still)), levels=False), pool)
         units = group_units(encoded.chunks)

@@ -26,7 +26,7 @@ from ..static.decoder import worker_count
 from .decoder import Base, MotionGroup, decode_base, decode_motion_group, joined_base
 from .file import MOTION, GroupEntry, SequenceFile, SequenceWriter, rate_of
 
-__all__ = ["MovingScene", "Recorder", "SequenceReport", "compress_sequence"]
+__all__ = ["MovingScene", "Recorder", "SequenceReport", "compress_sequence", "open_sequence"]
 
 Progress = Callable[[str, float], None]
 _BASES = 2  # decoded bases kept
@@ -468,3 +468,12 @@ class MovingScene:
             "chunk_types": types,
             "metadata": self.metadata,
         }
+
+
+def open_sequence(file: BinaryIO, name: str = "<bytes>", limits: Limits = DEFAULT_LIMITS) -> MovingScene:
+    """Open a moving scene from a binary file, which it closes in the end.
+
+    Raises:
+        SplatCodecError: no sequence, or its head is damaged.
+    """
+    return MovingScene(SequenceFile(file, name), limits)
