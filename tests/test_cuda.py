@@ -41,7 +41,7 @@ NAMES = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN", "backgr
 # (needles). In float: pictures within 3e-6, gradients within 2e-5 except for quaternions and scales of needles (2e-4).
 DOUBLE_SHARE = 1e-10
 FLOAT_PICTURE = 2e-5
-FLOAT_SHARE = {"medium": 5e-5, "close-up": 2e-4, "sub-pixel": 5e-5, "needles": 2e-3, "veils": 2e-4}
+FLOAT_SHARE = {"medium": 5e-5, "close-up": 2e-4, "sub-pixel": 5e-5, "needles": 2e-3, "opaque": 2e-4, "veils": 2e-4}
 # A float may fall on the other side of a threshold (1/255 of alpha, 1e-4 of transmittance) than a double. On the device
 # whose exp is another than the CPU's this concerns at most this share of all values, by at most that much.
 BAND_SHARE = 0.01
@@ -104,6 +104,11 @@ def front(width=45, height=37):
     return look_at((1, 0.5, -4), (0, 0, 0), width=width, height=height)
 
 
+def opaque(attributes):
+    """The same with opacities of 0.6 to 1: alphas are clamped, pixels end early."""
+    return [*attributes[:3], attributes[3] + 4.0, *attributes[4:]]
+
+
 CLOSE_UP = Camera(
     look_at((0.1, 0.2, -0.3), (1, 0.3, 1)).viewmat, [[40, 0, 10], [0, 55, 30], [0, 0, 1]], 70, 37, near=0.02
 )
@@ -112,6 +117,7 @@ SCENES = {
     "close-up": (random_attributes(120, 8, 0.3, seed=2), CLOSE_UP),
     "sub-pixel": (random_attributes(150, 3, 0.003, 1.0, seed=3), front(64, 48)),
     "needles": (random_attributes(60, 0, 1.0, 2.5, seed=4), front()),
+    "opaque": (opaque(random_attributes(150, 3, 0.2, seed=15)), front()),
     "veils": (random_attributes(80, 15, 3.0, 0.5, seed=5), front(33, 16)),
 }
 

@@ -18,6 +18,7 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -114,31 +115,33 @@ inline bool release(int first, int last, State state) {
     return true;
 }
 
+// Warp after warp, each as far as it gets alone: that is the order in which a missing block barrier shows.
 inline void run_block() {
     Device& d = device();
-    const int n = d.num_threads;
+    const int n = d.num_threads, num_warps = (n + 31) / 32;
     for (int k = 0; k < n; ++k) {
         d.fibers[k].state = State::ready;
         d.fibers[k].started = false;
     }
-    std::vector<int> order(n);
-    for (int k = 0; k < n; ++k) order[k] = k;
+    std::vector<int> warps(num_warps), lanes;
+    std::iota(warps.begin(), warps.end(), 0);
     for (;;) {
-        bool ran = false, waits = false;
-        std::shuffle(order.begin(), order.end(), d.order);
-        for (int thread : order) {
-            if (d.fibers[thread].state == State::ready) {
-                resume(thread);
-                ran = true;
-            }
+        std::shuffle(warps.begin(), warps.end(), d.order);
+        for (int warp : warps) {
+            const int first = 32 * warp, last = first + 32 < n ? first + 32 : n;
+            lanes.resize(last - first);
+            std::iota(lanes.begin(), lanes.end(), first);
+            do {
+                std::shuffle(lanes.begin(), lanes.end(), d.order);
+                for (int thread : lanes) {
+                    if (d.fibers[thread].state == State::ready) resume(thread);
+                }
+            } while (release(first, last, State::at_warp_barrier));
         }
-        bool released = release(0, n, State::at_block_barrier);
-        for (int first = 0; first < n; first += 32) {
-            released = release(first, first + 32 < n ? first + 32 : n, State::at_warp_barrier) || released;
-        }
+        bool waits = false;
         for (int k = 0; k < n; ++k) waits = waits || d.fibers[k].state != State::finished;
         if (!waits) return;
-        if (!ran && !released) {
+        if (!release(0, n, State::at_block_barrier)) {
             d.error = kErrorBarrier;
             return;
         }
