@@ -83,9 +83,9 @@ def serving(target: Path, **options: Any) -> Iterator[Callable[[str], str]]:
 def scenes(tmp_path_factory) -> Path:
     """A folder with `scene.splc`, synthetic with levels and SH degree 3, and damaged copies of it."""
     folder = tmp_path_factory.mktemp("scenes")
-    scene = sample_scene(4000)
+    scene = sample_scene(6000)
     path = folder / "scene.splc"
-    path.write_bytes(api.compress(scene, quality=60, effort=1))
+    path.write_bytes(api.compress(scene, quality=90, effort=1))
     content = path.read_bytes()
     (folder / "cut.splc").write_bytes(content[: len(content) // 2])
     (folder / "empty.splc").write_bytes(b"")
@@ -186,8 +186,9 @@ def test_loads_coarse_to_fine(scenes):
     thumbnail, *_ = facts["levels"]
     assert thumbnail["level"] == 0
     # The thumbnail first, then more, in the end all and no thumbnail.
-    assert facts["seen"][0] <= thumbnail["count"]
-    assert len(facts["seen"]) >= 3
+    assert facts["seen"][0] == thumbnail["count"]
+    assert len(facts["seen"]) >= len(facts["levels"]) >= 2
+    assert facts["seen"] == sorted(facts["seen"])
     assert facts["gaussians"] == facts["total"]
     assert facts["marks"]["picture"] < facts["marks"]["complete"]
     assert facts["problems"] == []
@@ -225,7 +226,7 @@ def test_budget_of_a_small_device(scenes, address):
 
 def test_a_lost_device_comes_back_and_chunks_come_from_the_cache(scenes, address):
     (facts,) = browse("lost", address("/scenes/scene.splc"))
-    assert facts["notices"] == 1
+    assert facts["said"] == 1
     assert facts["before"] == pytest.approx(facts["after"], rel=1e-3)
     assert facts["phase"] == "complete"
     assert facts["cached"] <= 65536
@@ -308,7 +309,7 @@ def test_exported_page_opens_from_disk(scenes, tmp_path):
     assert main(["export-html", str(scenes / "scene.splc"), str(page), "--title", "A <b> & c", "--quiet"]) == 0
     (facts,) = browse("disk", page)
     assert facts["phase"] == "complete"
-    assert facts["gaussians"] == facts["total"] > 3000
+    assert facts["gaussians"] == facts["total"] > 2000
     assert facts["lit"] > 0.02
     assert facts["title"] == "A <b> & c"
     assert facts["problems"] == []

@@ -35,7 +35,16 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-__all__ = ["ServeOptions", "Throttle", "create_app", "list_scenes", "make_server", "player_prefix", "qr_code", "self_signed"]
+__all__ = [
+    "ServeOptions",
+    "Throttle",
+    "create_app",
+    "list_scenes",
+    "make_server",
+    "player_prefix",
+    "qr_code",
+    "self_signed",
+]
 
 _HINT = "pip install 'splatcodec[serve]'"
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]", "::1")
@@ -117,7 +126,8 @@ def list_scenes(target: Path) -> list[str]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = Path(folder).relative_to(target)
         for name in sorted(names):
-            if name.lower().endswith(".splc") and not name.startswith("."):
+            path = _resolve(target, (inside / name).as_posix())
+            if path is not None and path.is_file():
                 found.append((inside / name).as_posix())
         if len(found) > _MAX_LISTED:
             break

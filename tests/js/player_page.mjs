@@ -8,8 +8,9 @@ import { report } from "./common.mjs";
 const VIEWPORT = { width: 320, height: 240 };
 const ENDED = () => ["complete", "failed"].includes(document.documentElement.dataset.phase);
 
-async function opened(browser, url, options = {}) {
+async function opened(browser, url, options = {}, before = () => {}) {
   const context = await browser.newContext({ viewport: VIEWPORT, ignoreHTTPSErrors: true, ...options });
+  await context.addInitScript(before);
   const page = await context.newPage();
   page.problems = [];
   page.asked = [];
@@ -46,14 +47,16 @@ const jobs = {
 
   /** What is in the picture while the scene comes. */
   async progress(browser, url) {
-    const page = await opened(browser, url);
-    const seen = [];
-    while (!(await page.evaluate(ENDED))) {
-      const { gaussians, phase } = await page.evaluate(() => player.state);
-      if (gaussians && gaussians !== seen[seen.length - 1]) seen.push(gaussians);
-      if (phase === "failed") break;
-    }
+    const page = await opened(browser, url, {}, () => {
+      globalThis.seen = [];
+      setInterval(() => {
+        const { gaussians } = globalThis.player?.state ?? {};
+        if (gaussians && gaussians !== seen[seen.length - 1]) seen.push(gaussians);
+      }, 4);
+    });
+    await ended(page);
     await settled(page);
+    const seen = await page.evaluate(() => globalThis.seen);
     const { levels, parts } = await page.evaluate(() => player.scene.facts);
     report({ seen, levels, parts: parts.length, ...(await stateOf(page)), problems: page.problems, asked: page.asked });
   },
@@ -171,7 +174,7 @@ const jobs = {
       const extension = player.renderer.gl.getExtension("WEBGL_lose_context");
       extension.loseContext();
       await new Promise((done) => setTimeout(done, 100));
-      globalThis.while = player.state.notices.length;
+      globalThis.said = player.state.notices.length;
       extension.restoreContext();
     });
     await page.waitForFunction(() => !player.renderer.gl.isContextLost() && player.ready);
@@ -182,7 +185,7 @@ const jobs = {
     // The same address again: chunks come from the cache.
     await page.evaluate((url) => player.load(url).then(() => player.settled()), new URL(url).searchParams.get("src"));
     const cached = await page.evaluate(() => player.scene.received);
-    report({ before, after, asked, cached, notices: await page.evaluate(() => globalThis.while), ...(await stateOf(page)), problems: page.problems });
+    report({ before, after, asked, cached, ...(await stateOf(page)), said: await page.evaluate(() => globalThis.said), problems: page.problems });
   },
 };
 

@@ -293,6 +293,7 @@ class UrlSource {
     const read = async (/** @type {number} */ offset, /** @type {number} */ length) => {
       if (offset + length <= this.first.length) return this.first.subarray(offset, offset + length);
       if (!this.whole && !reader) {
+        if (this.size !== null && offset + length > this.size) throw cutOff(this.size);
         const from = Math.max(offset, this.first.length);
         reader = await this.request(from, Math.max(end, offset + length));
         if (reader && offset < from) {
