@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
 import math
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +25,7 @@ from splatcodec.errors import BackendUnavailableError, LimitExceededError, Param
 from splatcodec.gaussians import Gaussians  # noqa: E402
 from splatcodec.render import constants  # noqa: E402
 from splatcodec.render import cuda as cuda_module  # noqa: E402
-from splatcodec.render.camera import Camera, evaluation_cameras, look_at  # noqa: E402
+from splatcodec.render.camera import Camera, encoder_cameras, evaluation_cameras, look_at  # noqa: E402
 from splatcodec.render.contribution import Contributions, contributions  # noqa: E402
 from splatcodec.render.cuda import (  # noqa: E402
     STATISTICS,
@@ -690,3 +693,69 @@ def test_kernels_are_compiled_from_a_checkout_once(tmp_path, monkeypatch):
     newest = max(number for number in building.nvcc_architectures(building.find_nvcc()) if number <= 121)
     assert f"-gencode=arch=compute_{newest},code=compute_{newest}" in calls[0]
     assert [path.name for path in tmp_path.rglob("*.so")] == [building.LIBRARY_NAME]
+
+
+def test_the_gpu_check_says_what_could_not_be_run(tmp_path):
+    output = tmp_path / "check.json"
+    stages = ("environment", "tests", "memcheck", "racecheck", "timings", "training")
+    result = subprocess.run(
+        [str(EXTENSION.parent / "tools" / "gpu_check.sh"), str(output), "--stages", *stages],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert result.returncode == 3, result.stdout + result.stderr
+    report = json.loads(output.read_text())["stages"]
+    assert report["environment"]["status"] == "passed"
+    assert report["environment"]["torch"] == torch.__version__
+    assert report["build"]["status"] == "not run: not asked for"
+    for name in stages[1:]:
+        assert report[name]["status"] == "not run: no CUDA device"
+        assert f"{name}: not run: no CUDA device" in result.stdout
+
+
+def test_the_gpu_check_survives_stages_that_fail(tmp_path, monkeypatch):
+    import gpu_check
+
+    def broken(context, limit_s):
+        raise RuntimeError("nothing works")
+
+    functions = {
+        "environment": lambda context, limit_s: context.update(device=True) or {"status": "passed"},
+        "build": lambda context, limit_s: context.update(library="x") or {"status": "passed"},
+        "tests": broken,
+        "memcheck": lambda context, limit_s: gpu_check.run([sys.executable, "-c", "import time; time.sleep(9)"], 1),
+        "racecheck": lambda context, limit_s: gpu_check.run(["/no/such/program"], 1) | {"status": "failed: missing"},
+        "timings": lambda context, limit_s: {"status": "passed"},
+        "training": lambda context, limit_s: {"status": "passed"},
+    }
+    monkeypatch.setattr(gpu_check, "STAGE_FUNCTIONS", functions)
+    output = tmp_path / "check.json"
+    gpu_check.check({}, gpu_check.STAGES, output)
+    stages = json.loads(output.read_text())["stages"]
+    assert stages["tests"]["status"] == "failed: RuntimeError: nothing works"
+    assert stages["memcheck"]["status"] == "failed: out of time"
+    assert stages["racecheck"]["exit_code"] == 127
+    assert stages["training"]["status"] == "passed"
+
+
+def test_the_gpu_check_times_and_makes_pictures(tmp_path, library):
+    import gpu_check
+
+    from splatcodec.sample import sample_scene
+    from splatcodec.training.datasets import ReadOptions, read_dataset
+
+    device = library.device_type
+    results = gpu_check.time_scenes([50, 100], 48, 32, device, 2, library)
+    for row, count in zip(results["scenes"], (50, 100)):
+        assert row["gaussians"] == count
+        assert 0 < row["visible"] <= count
+        assert row["mean_alpha"] > 0.02
+        assert row["ours"]["forward_backward_ms"] > row["ours"]["forward_ms"] > 0
+    gpu_check.write_data_set(tmp_path, 200, 9, 24, device, library)
+    dataset = read_dataset(str(tmp_path), ReadOptions())
+    assert (dataset.kind, len(dataset.train), len(dataset.test)) == ("blender", 7, 2)
+    # The poses belong to the pictures.
+    view, expected = dataset.test[1], encoder_cameras(sample_scene(200), num_views=9, size_px=24)[8]
+    assert np.allclose(view.camera.viewmat[:3, :3], expected.viewmat[:3, :3], atol=1e-6)
+    assert view.camera.focal_px == pytest.approx(expected.focal_px)
