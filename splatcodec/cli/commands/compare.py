@@ -7,6 +7,7 @@ the mean PSNR over covered pixels; the worst view stands beside it. Ends with ex
 examples:
   splatcodec compare scene.ply scene.splc
   splatcodec compare scene.ply scene.spz --report report.html
+  splatcodec compare frames/ moving.splc --frames 0:30
   splatcodec compare scene.ply scene.splc --min-psnr 40 --json
 """
 
@@ -16,6 +17,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
+from .. import moving
 from ..arguments import add_json, add_overwrite, add_threads, nonnegative_int, positive_int
 from ..console import Console
 from ..exit_codes import ExitCode
@@ -29,11 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.add_argument("reference", metavar="A", help="the original scene, in any format that can be read")
     parser.add_argument("decoded", metavar="B", help="its copy, in any format that can be read")
-    parser.add_argument("--views", type=positive_int, metavar="N", default=24, help="how many views (24)")
+    parser.add_argument("--views", type=positive_int, metavar="N", help="how many views (24; 4 of each frame)")
     parser.add_argument("--size", type=positive_int, metavar="PX", default=512, help="width and height of them (512)")
     parser.add_argument("--seed", type=nonnegative_int, metavar="S", default=0, help="another seed, other views (0)")
     parser.add_argument("--min-psnr", type=float, metavar="DB", help="fail if the mean covered PSNR is below this")
     parser.add_argument("--report", metavar="OUT.html", help="write a page with the worst and some other views")
+    parser.add_argument(
+        "--frames", type=moving.frame_range, metavar="A:B", help="of moving scenes frames A to B - 1, also A:B:STEP"
+    )
     add_threads(parser)
     add_overwrite(parser)
     add_json(parser, "all figures")
@@ -47,6 +52,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from ...metrics.compare import compare
     from ..report import Side, html_report
 
+    if moving.is_moving(args.reference) or moving.is_moving(args.decoded):
+        return moving.compare(args, console)
+    if args.frames:
+        raise ParameterError("--frames is for moving scenes", file=args.reference)
     if args.report and not args.overwrite and os.path.lexists(args.report):
         raise ParameterError("the file exists", file=args.report, hint="--overwrite replaces it")
     paths = (args.reference, args.decoded)
@@ -57,7 +66,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     comparison = compare(
         reference,
         decoded,
-        num_views=args.views,
+        num_views=args.views or 24,
         size_px=args.size,
         seed=args.seed,
         num_threads=args.threads,

@@ -9,6 +9,7 @@ examples:
   splatcodec compress scene.ply scene.splc --target-size 5M
   splatcodec compress scene.ply scene.splc --lossless
   splatcodec compress scene.ply part.splc --crop-box -1,-1,-1,1,1,1 --sh-degree 1
+  splatcodec compress frames/ moving.splc --fps 30
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
 
+from .. import moving
 from ..arguments import add_json, add_overwrite, add_threads, human_bytes, size_bytes
 from ..console import Console
 from ..edit_options import add_edit_options, apply_edits, has_edits, read_scene
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments; those of `LossyOptions` have its field names."""
-    parser.add_argument("input", metavar="IN", help="scene in any format that can be read")
+    parser.add_argument("input", metavar="IN", help="scene in any format that can be read, or a folder of frames")
     parser.add_argument("output", metavar="OUT.splc", help="file to write")
     how_good = parser.add_mutually_exclusive_group()
     how_good.add_argument("--quality", type=float, metavar="Q", help="0 to 100 (default 60)")
@@ -58,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="levels of detail and a thumbnail, for loading coarse to fine (default: do)",
     )
     parser.add_argument("--drop-extras", action="store_true", help="leave out side arrays (normals, labels ...)")
+    moving.add_compress_options(parser)
     add_edit_options(parser)
     add_threads(parser)
     add_overwrite(parser)
@@ -69,6 +72,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from ... import api
     from ...errors import ParameterError
 
+    if moving.is_moving_input(args):
+        return moving.compress(args, console)
     source: Any = args.input
     edits: list[dict[str, Any]] = []
     if has_edits(args):

@@ -6,6 +6,7 @@ and ends with exit code 7 if they differ.
 examples:
   splatcodec decompress scene.splc scene.ply
   splatcodec decompress scene.splc preview.ply --levels 1
+  splatcodec decompress moving.splc frames/ --frames 0:30
   splatcodec decompress scene.splc phone.ply --max-gaussians 500000 --sh-degree 1
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 
+from .. import moving
 from ..arguments import add_json, add_overwrite, add_threads, box, human_bytes, nonnegative_int, positive_int
 from ..console import Console
 from ..exit_codes import ExitCode
@@ -22,7 +24,7 @@ from ..exit_codes import ExitCode
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.add_argument("input", metavar="IN.splc", help="file to decode")
-    parser.add_argument("output", metavar="OUT", help="file to write; the suffix names the format")
+    parser.add_argument("output", metavar="OUT", help="file to write; its suffix names the format; frames: a folder")
     parser.add_argument("--format", metavar="NAME", help="format to write, whatever the suffix")
     part = parser.add_argument_group("a part of the scene (lossy files)")
     part.add_argument(
@@ -45,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     part.add_argument(
         "--keep-going", action="store_true", help="leave out damaged chunks, say which, and end with exit code 7"
     )
+    parser.add_argument(
+        "--frames", type=moving.frame_range, metavar="A:B", help="of a moving scene frames A to B - 1, also A:B:STEP"
+    )
     add_threads(parser)
     add_overwrite(parser)
     add_json(parser, "what was done")
@@ -53,7 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Decode `args.input` into `args.output`."""
     from ... import api
+    from ...errors import ParameterError
 
+    if api.is_moving(args.input):
+        return moving.decompress(args, console)
+    if args.frames:
+        raise ParameterError("--frames is for moving scenes", file=args.input)
     started = time.perf_counter()
     damage: list[str] = []
     part = {

@@ -15,6 +15,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
+from .. import moving
 from ..arguments import add_json, human_bytes
 from ..console import Console
 from ..exit_codes import ExitCode
@@ -33,7 +34,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Describe `args.input`."""
     from ... import api
 
-    if not os.path.isdir(args.input) and api.is_splc(args.input):
+    if api.is_moving(args.input):
+        facts, lines = moving.describe(args.input, console.verbose)
+    elif not os.path.isdir(args.input) and api.is_splc(args.input):
         facts = describe_splc(args.input, with_chunks=console.verbose)
         lines = _splc_lines(facts)
     else:
