@@ -69,6 +69,7 @@ class MotionOptions:
         group: frames a group, 1..256.
         keep: groups that use one base before a new one is made.
         nodes: look for rigid nodes; they are kept where they save at least 15 %.
+        profile: "motion", "video" (for video decoders), or "auto", the smaller of them.
     """
 
     quality: float = 60.0
@@ -79,11 +80,14 @@ class MotionOptions:
     group: int = 30
     keep: int = 8
     nodes: bool = True
+    profile: str = "motion"
 
     def __post_init__(self) -> None:
         self.lossy()
         if not 1 <= self.group <= 256:
             raise ParameterError(f"{self.group} frames a group, expected 1 to 256", field="group")
+        if self.profile not in ("motion", "video", "auto"):
+            raise ParameterError(f"unknown profile {self.profile!r}", field="profile", hint="motion, video, auto")
         if self.keep < 1:
             raise ParameterError(f"a base for {self.keep} groups, expected 1 or more", field="keep")
         if self.target_bitrate is not None and (self.target_psnr is not None or not self.target_bitrate > 0):
