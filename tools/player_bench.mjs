@@ -82,7 +82,7 @@ const summary = (list) => ({ median: Math.round(median(list)), all: list.map(Mat
 
 /** A page that shows a file with Spark, and says when. */
 async function sparkPage(folder) {
-  const { build } = await import("esbuild");
+  const { build } = await import("../tests/js/node_modules/esbuild/lib/main.js");
   const contents = `
     import * as THREE from "three";
     import { SplatMesh, SparkRenderer } from "@sparkjsdev/spark";

@@ -151,7 +151,7 @@ class ChunkCache {
  * A part that has begun to come.
  * @typedef {object} Open
  * @property {AsyncGenerator<Part, void, void>} parts
- * @property {number} missing chunks
+ * @property {Set<ChunkEntry>} missing chunks
  * @property {boolean} failed what else comes of it is of no use
  */
 
@@ -165,6 +165,8 @@ class Loader {
     /** @type {ChunkCache | null} */
     this.cache = null;
     this.remote = false;
+    /** Whether it is being found out what the cache has. */
+    this.looking = false;
     /** @type {{ bytes: ArrayBuffer, range: string } | null} */
     this.first = null;
     this.shLayers = 3;
@@ -209,7 +211,14 @@ class Loader {
       }
     }
     const { file } = this;
-    if (url && cache) this.cache = await ChunkCache.open(url, file);
+    if (url && cache) {
+      this.looking = true;
+      ChunkCache.open(url, file).then((found) => {
+        this.cache = found;
+        this.looking = false;
+        this.pump();
+      });
+    }
     file.units.forEach((unit, index) => {
       for (const chunk of [unit.entry, ...unit.layers]) if (chunk) this.owners.set(chunk, { unit, index });
     });
@@ -254,7 +263,10 @@ class Loader {
     const file = /** @type {SplcFile} */ (this.file);
     this.plan = id;
     this.shLayers = shLayers;
-    for (const index of lost) for (const chunk of this.chunksOf(file.units[index])) this.asked.delete(chunk);
+    for (const index of lost) {
+      this.close(file.units[index]);
+      for (const chunk of this.chunksOf(file.units[index])) this.asked.delete(chunk);
+    }
     this.queue = groups.flatMap((group) => {
       const chunks = group.flatMap((index) => this.chunksOf(file.units[index]));
       return chunks.filter((chunk) => !this.asked.has(chunk)).sort((a, b) => a.offset - b.offset);
@@ -282,6 +294,9 @@ class Loader {
     const most = this.remote && !this.growing ? 3 : 1;
     while (this.queue.length && !this.paused && this.waiting < MAX_WAITING_BYTES && this.running < most) {
       if (this.running && this.owed > AHEAD_BYTES) return;
+      // What is not here already may be in the cache.
+      const { offset, length } = this.queue[0];
+      if (this.looking && offset + length > (/** @type {any} */ (this.file.source).first?.length ?? 0)) return;
       const run = this.nextRun();
       this.running++;
       this.bring(run)
@@ -356,15 +371,14 @@ class Loader {
     if (!open) {
       const { tile, level } = unit.entry;
       const parts = file.stream({ parts: [{ tile, level }], as: "records", shLayers: this.shLayers });
-      this.open.set(unit, (open = { parts, missing: this.chunksOf(unit).length, failed: false }));
+      this.open.set(unit, (open = { parts, missing: new Set(this.chunksOf(unit)), failed: false }));
     }
-    if (open.failed) return;
+    if (open.failed || !open.missing.delete(entry)) return;
     file.ahead.set(entry, bytes);
-    open.missing--;
     try {
       // The Gaussians as soon as they are there, their SH coefficients when all layers are.
       if (entry === unit.entry) await this.hand(open, unit);
-      if (open.missing === 0) {
+      if (open.missing.size === 0) {
         if (this.chunksOf(unit).length > 1) await this.hand(open, unit);
         this.close(unit);
       }

@@ -52,7 +52,7 @@ import { BLOCK } from "./renderer.js";
 /** Uploads of a frame end after so many bytes. */
 const UPLOAD_BYTES = 2 ** 21;
 /** Gaussians of the thumbnail that say where the scene is. */
-const SAMPLES = 4096;
+const SAMPLES = 1024;
 
 /**
  * @typedef {object} SceneEvents
@@ -263,14 +263,15 @@ export class Scene {
     while (this.uploads.length && bytes < UPLOAD_BYTES) {
       const { place, records, sh, look, bytes: own } = this.uploads[0];
       // Blocks that were given up are free when no order names them any more.
-      if (records && place.state !== "absent" && this.free < Math.ceil(place.count / BLOCK)) return true;
+      if (records && place.state === "asked" && this.free < Math.ceil(place.count / BLOCK)) return true;
       this.uploads.shift();
       this.heldBytes -= own;
       bytes += own;
       this.loader.postMessage({ ask: "ack", bytes: own });
       if (place.state === "absent") continue;
-      if (records) this.uploadRecords(place, records, look);
-      if (sh && place.state === "there") this.uploadSh(place, sh);
+      // What was given up and asked for again may come twice.
+      if (records && place.state === "asked") this.uploadRecords(place, records, look);
+      if (sh && place.state === "there" && !place.sh) this.uploadSh(place, sh);
     }
     return this.uploads.length > 0;
   }
