@@ -48,7 +48,7 @@ KNOWN_FEATURES = frozenset(
 )
 KNOWN_CHUNKS = frozenset(
     {"META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "NATV", "FILE", "COLD", "COLS"}
-    | {"SEQH", "GRPH", "SIDX", "MOTN", "TRAJ", "VRNG", "VGRP"}
+    | {"SEQH", "GRPH", "SIDX", "MOTN", "TRAJ", "VGRP"}
 )
 _NUMBERED = frozenset({"TILE", "SHC1", "SHC2", "SHC3", "COLS", "TRAJ"})
 
