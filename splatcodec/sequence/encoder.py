@@ -193,6 +193,15 @@ class MotionEncoder:
         """Number of the next group, where a file is gone on with."""
         self._next = number
 
+    def skip(self) -> None:
+        """The next group was coded otherwise."""
+        self._next += 1
+
+    def forget(self, group: EncodedGroup) -> None:
+        """The last group is not in the file: no later one may use its scene."""
+        if group.chunks.uses is None:
+            self._kept = None
+
     def encode(self, block: Block) -> EncodedGroup:
         """Encode the next group.
 

@@ -24,7 +24,7 @@ from ..gaussians import Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
 from ..static.decoder import worker_count
 from .decoder import Base, MotionGroup, decode_base, decode_motion_group, joined_base
-from .file import MOTION, GroupEntry, SequenceFile, SequenceWriter, rate_of
+from .file import MOTION, GroupChunks, GroupEntry, SequenceFile, SequenceWriter, rate_of
 
 __all__ = ["MovingScene", "Recorder", "SequenceReport", "compress_sequence", "open_sequence"]
 
@@ -121,6 +121,14 @@ class Recorder:
         self._encoder = MotionEncoder(self.options, float(rate), threads=threads, progress=progress)
         if self._writer:
             self._encoder.start_at(self._writer.num_groups)
+        self._video: Any = None
+        if self.options.profile != "motion":
+            from .video import VideoEncoder
+
+            if self.options.target_bitrate is not None:
+                raise ParameterError("a bitrate can be met by the profile motion only", field="target_bitrate")
+            wanted = self.options.lossy().wanted_psnr_db
+            self._video = VideoEncoder(wanted, rate, prune=self.options.prune)
         self._frames: list[tuple[Any, Gaussians]] = []
         self._degree: int | None = None
         self._started = time.perf_counter()
@@ -170,11 +178,28 @@ class Recorder:
         assert self._writer is not None
         block = Block.of(self._frames)
         self._frames = []
-        group = self._encoder.encode(block)
-        self._writer.add(group.chunks)
-        for purpose, bits in group.rate_bits.items():
+        chunks, rate_bits = self._smaller(block)
+        self._writer.add(chunks)
+        for purpose, bits in rate_bits.items():
             self.report.rate_bits[purpose] = self.report.rate_bits.get(purpose, 0.0) + bits
         self.report.num_groups += 1
+
+    def _smaller(self, block: Any) -> tuple[GroupChunks, dict[str, float]]:
+        """A group in the coding that the profile asks for, and its bits by purpose."""
+        video = None
+        if self._video is not None:
+            clock = time.perf_counter()
+            video = self._video.encode(block)
+            spent = self._encoder.seconds
+            spent["video"] = spent.get("video", 0.0) + time.perf_counter() - clock
+        if video is None or self.options.profile == "auto":
+            motion = self._encoder.encode(block)
+            if video is None or motion.chunks.size_bytes <= video.size_bytes:
+                return motion.chunks, motion.rate_bits
+            self._encoder.forget(motion)
+        else:
+            self._encoder.skip()
+        return video, {"video planes": 8.0 * video.size_bytes}
 
     def finish(self) -> SequenceReport:
         """Write what is left and the index."""
