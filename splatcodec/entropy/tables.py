@@ -20,6 +20,7 @@ from .rans import PROB_SCALE, decode_advance, decode_slot, pack_interval, rans_e
 
 __all__ = [
     "ALPHABET",
+    "BUCKET_BITS",
     "TableSet",
     "build_tables",
     "cluster_contexts",
@@ -35,6 +36,7 @@ __all__ = [
 ALPHABET = 128
 DIRECT = 16
 MAX_VALUE_BITS = 30
+BUCKET_BITS = 5  # of `TableSet.buckets`: 32 slots
 _MANTISSA = 2  # bits under the top bit kept of a table weight
 
 
@@ -81,11 +83,16 @@ class TableSet:
         freq: (T, ALPHABET) uint16, each row sums to 4096.
         start: (T, ALPHABET) uint16, exclusive running sums of `freq`.
         lookup: (T, 4096) uint8, token of each slot.
+        buckets: (T, 128) uint8, token of the first of each 32 slots.
+        intervals: (T, ALPHABET) uint32, `freq` in the high half, `start` in the low one. With the buckets they are a
+            hundredth of `lookup`, which the processor's caches do not hold.
     """
 
     freq: npt.NDArray[np.uint16]
     start: npt.NDArray[np.uint16]
     lookup: npt.NDArray[np.uint8]
+    buckets: npt.NDArray[np.uint8]
+    intervals: npt.NDArray[np.uint32]
 
     @classmethod
     def from_freq(cls, freq: npt.NDArray[np.uint16]) -> TableSet:
@@ -95,7 +102,8 @@ class TableSet:
         lookup = np.empty((len(freq), PROB_SCALE), np.uint8)
         for t in range(len(freq)):
             lookup[t] = np.repeat(np.arange(ALPHABET, dtype=np.uint8), freq[t])
-        return cls(freq, start, lookup)
+        intervals = freq.astype(np.uint32) << np.uint32(16) | start
+        return cls(freq, start, lookup, np.ascontiguousarray(lookup[:, :: 1 << BUCKET_BITS]), intervals)
 
     def __len__(self) -> int:
         return len(self.freq)

@@ -11,9 +11,19 @@ octree point-cloud coding, e.g. MPEG G-PCC).
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 from numba import njit
 
-from ..entropy.adaptive import GAMMA_MODELS, decode_bit, decode_gamma, encode_bit, encode_gamma
+from ..entropy.adaptive import (
+    GAMMA_MODELS,
+    RATE_LIMIT,
+    STEPS,
+    decode_bit,
+    decode_gamma,
+    encode_bit,
+    encode_gamma,
+)
+from ..entropy.rans import PROB_BITS, PROB_SCALE, RANS_LOW
 
 __all__ = ["MAX_DEPTH", "OCTREE_MODELS", "decode_octree", "encode_octree"]
 
@@ -31,6 +41,19 @@ def _popcount(v):
     v = v - ((v >> 1) & 0x55)
     v = (v & 0x33) + ((v >> 2) & 0x33)
     return (v + (v >> 4)) & 0x0F
+
+
+def _above_and_ones() -> npt.NDArray[np.uint8]:
+    """The part of a child's context that is known of all children: (64, 8), by which neighbours the cell has."""
+    table = np.zeros((64, 8), np.uint8)
+    for present in range(64):
+        for child in range(8):
+            above = sum(present >> (2 * axis + (child >> axis & 1)) & 1 for axis in range(3))
+            table[present, child] = above << 4 | child.bit_count()
+    return table
+
+
+_ABOVE_AND_ONES = _above_and_ones()
 
 
 @njit(cache=True)
@@ -214,6 +237,9 @@ def decode_octree(n, models, states, words, cursor, leaf_xyz, leaf_depths, leaf_
     total = 0
     depth = 0
     held = 0
+    mask = np.uint64(len(states) - 1)
+    source = words if len(words) > 0 else np.zeros(1, np.uint16)
+    last = len(source) - 1
     while num_nodes:
         if total + num_nodes > capacity:
             capacity = 2 * capacity + num_nodes
@@ -237,13 +263,52 @@ def decode_octree(n, models, states, words, cursor, leaf_xyz, leaf_depths, leaf_
                 held += inside
                 tree_first[total + node] = inside
                 continue
-            occ = 0
+            # What `_child_context` looks up for each child, once for all: which neighbours there are, and what is
+            # known of the cells beside, as bits by child.
+            present = np.int64(0)
+            for k in range(_DIRECTIONS):
+                present |= np.int64(neighbors[node, k] != _ABSENT) << k
+            low_x, low_y, low_z = neighbors[node, 0], neighbors[node, 2], neighbors[node, 4]
+            beside_x = np.int64(occupancy[low_x]) & 0xAA if low_x != _ABSENT else np.int64(0)
+            beside_y = np.int64(occupancy[low_y]) & 0xCC if low_y != _ABSENT else np.int64(0)
+            beside_z = np.int64(occupancy[low_z]) & 0xF0 if low_z != _ABSENT else np.int64(0)
+            occ = so_far = np.int64(0)
+            at, coded = cursor[0], cursor[1]
             for child in range(8):
                 if child == 7 and occ == 0:
-                    occ = 128
+                    occ = np.int64(128)
                     break
-                context = _child_context(neighbors, occupancy, node, child, occ)
-                occ |= decode_bit(models, context, states, words, cursor) << child
+                beside = (beside_x >> (child ^ 1) & 1) + (beside_y >> (child ^ 2) & 1) + (beside_z >> (child ^ 4) & 1)
+                context = (
+                    np.int64(_ABOVE_AND_ONES[present, child])
+                    | beside << 6
+                    | (so_far if so_far < 3 else np.int64(3)) << 2
+                )
+                # `decode_bit` with the cursor in registers and no branch on the bit, which is hard to predict.
+                model = models[_OCC_BASE + context]
+                probability, seen = np.int64(model[0]), np.int64(model[1])
+                p = np.uint64(min(max(np.int64(probability >> 4), np.int64(1)), np.int64(PROB_SCALE - 1)))
+                lane = np.uint64(coded) & mask
+                state = states[lane]
+                slot = state & np.uint64(PROB_SCALE - 1)
+                one = np.uint64(slot < p)
+                bit = np.int64(one)
+                freq = np.uint64(PROB_SCALE) - p + one * (np.uint64(2) * p - np.uint64(PROB_SCALE))
+                state = freq * (state >> np.uint64(PROB_BITS)) + slot - (np.uint64(1) - one) * p
+                need = np.uint64(state < np.uint64(RANS_LOW))
+                states[lane] = (state << (need << np.uint64(4))) | (np.uint64(source[min(at, last)]) * need)
+                at += np.int64(need)
+                coded += 1
+                model[0] = probability + (((bit * 65535 - probability) * np.int64(STEPS[seen])) >> 15)
+                model[1] = seen + np.int64(seen < RATE_LIMIT)
+                occ |= bit << child
+                so_far += bit
+                beside_x |= (bit << child) & 0x55
+                beside_y |= (bit << child) & 0x33
+                beside_z |= (bit << child) & 0x0F
+            cursor[0], cursor[1] = at, coded
+            if at > len(words):
+                cursor[2] = 1
             occupancy[node] = occ
             first_child[node] = children
             family = _popcount(occ)

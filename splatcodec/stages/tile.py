@@ -27,10 +27,9 @@ from .parameters import (
     SHAPE_FIRST,
     SIZE_FIRST,
     SceneParameters,
-    num_streams,
     stream_group,
 )
-from .streams import RowModel, choose_tables, decode_rows, emit_rows
+from .streams import RowModel, choose_tables, decode_layer_rows, decode_rows, emit_rows
 from .transform import decode_alpha, decode_covariance, decompose_covariance, exp2_fixed, logits, position_bits
 
 __all__ = [
@@ -431,10 +430,13 @@ def _decode_streams(
         )  # fmt: skip
     else:
         tables = parameters.table_set()
-        position = decode_rows(
-            *rows, model.weights, model.diagonal, model.modes, model.scales, model.own_terms, model.maps, tables.lookup,
-            tables.freq, tables.start, *stream, *position_args,
-        )  # fmt: skip
+        coded = model.maps, tables.buckets, tables.intervals, *stream
+        if model.is_usual_layer:
+            position = decode_layer_rows(*rows[1:], model.weights, model.scales, model.own_terms, *coded)
+        else:
+            position = decode_rows(
+                *rows, model.weights, model.diagonal, model.modes, model.scales, model.own_terms, *coded, *position_args
+            )
     if position < 0:
         raise FormatError("a class is out of range")
     state.finish()
@@ -539,12 +541,12 @@ def decode_sh(
     if all(layer is None for layer in layers):
         shN[:] = 0.0
         return
-    streams = np.zeros((count, num_streams(parameters.sh_degree) - SH_FIRST), np.int32)
-    for (first, last), layer in zip(bounds, layers):
-        if layer is not None:
-            streams[:, first - SH_FIRST : last - SH_FIRST] = layer
+    nothing = np.zeros((0, 0), np.int32)
+    present = [nothing if layer is None else layer for layer in layers]
+    present += [nothing] * (3 - len(present))
+    firsts = [(first - SH_FIRST) // 3 for first, _ in bounds] + [0] * (3 - len(bounds))
     _decode_sh(
-        streams, parameters.sh_color_basis / MATRIX_SCALE,
+        present[0], present[1], present[2], np.array(firsts), parameters.sh_color_basis / MATRIX_SCALE,
         np.ascontiguousarray(parameters.sh_band_basis.T / MATRIX_SCALE), float(np.float32(parameters.sh_step)), shN,
     )  # fmt: skip
 
@@ -559,26 +561,38 @@ def _decode_color(values, basis, step, sh0):
             sh0[i, 0, channel] = basis[channel, 0] * a + basis[channel, 1] * b + basis[channel, 2] * c
 
 
-@njit(cache=True, nogil=True)
-def _decode_sh(streams, color_basis, bands_of, step, shN):
-    """`bands_of` (K-1, K-1): row k is component k; inner loops run along rows, so that they vectorise."""
+@njit(cache=True, nogil=True, error_model="numpy")
+def _decode_sh(layer1, layer2, layer3, firsts, color_basis, bands_of, step, shN):
+    """Coefficients from the three layers, without rows where one is absent; `firsts` are their first components.
+
+    `bands_of` (K-1, K-1): row k is component k; inner loops run along rows, so that they vectorise.
+    """
     bands = bands_of.shape[0]
     mixed = np.zeros((3, bands))
     for i in range(len(shN)):
         mixed[:, :] = 0.0
-        for k in range(bands):
-            for component in range(3):
-                v = streams[i, 3 * k + component]
-                if v:
-                    x = v * step
-                    for band in range(bands):
-                        mixed[component, band] += bands_of[k, band] * x
-        for band in range(bands):
-            a, b, c = mixed[0, band], mixed[1, band], mixed[2, band]
-            for channel in range(3):
-                shN[i, band, channel] = (
-                    color_basis[channel, 0] * a + color_basis[channel, 1] * b + color_basis[channel, 2] * c
-                )
+        if len(layer1):
+            _mix(layer1[i], firsts[0], bands_of, step, mixed)
+        if len(layer2):
+            _mix(layer2[i], firsts[1], bands_of, step, mixed)
+        if len(layer3):
+            _mix(layer3[i], firsts[2], bands_of, step, mixed)
+        for channel in range(3):
+            x, y, z = color_basis[channel, 0], color_basis[channel, 1], color_basis[channel, 2]
+            for band in range(bands):
+                shN[i, band, channel] = x * mixed[0, band] + y * mixed[1, band] + z * mixed[2, band]
+
+
+@njit(cache=True, inline="always")
+def _mix(row, first, bands_of, step, mixed):
+    """Add the components of one layer; most are 0."""
+    for k in range(len(row) // 3):
+        weights = bands_of[first + k]
+        for component in range(3):
+            if row[3 * k + component]:
+                x = row[3 * k + component] * step
+                for band in range(len(weights)):
+                    mixed[component, band] += weights[band] * x
 
 
 assert SHAPE_FIRST == SIZE_FIRST + 3

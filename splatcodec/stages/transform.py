@@ -134,7 +134,44 @@ def decode_covariance(values, first, size_step, shape_step, blur, covariances):
         covariances[i, 5] = ((c * c + f * f) + r3 * r3) - square
 
 
-@njit(cache=True, nogil=True)
+_LANES = 32  # Gaussians whose covariances are decomposed together
+# Where the lanes of each number are: six of the matrix, nine of its axes, whether it is not diagonal yet.
+_XX, _XY, _XZ, _YY, _YZ, _ZZ = (k * _LANES for k in range(6))
+_V00, _V01, _V02, _V10, _V11, _V12, _V20, _V21, _V22 = (k * _LANES for k in range(6, 15))
+_ACTIVE = 15 * _LANES
+
+
+# Divisions as numpy does them: what raises an error cannot vectorise.
+@njit(cache=True, inline="always", error_model="numpy")
+def _jacobi(w, pp, qq, pq, pr, qr, p0, q0, p1, q1, p2, q2):
+    """Rotate all lanes so that their entry `pq` vanishes. One loop without a branch, so that it vectorises."""
+    for k in range(_LANES):
+        apq, app, aqq = w[pq + k], w[pp + k], w[qq + k]
+        turned = (w[_ACTIVE + k] != 0.0) & (apq != 0.0)
+        theta = (aqq - app) / (2.0 * (apq if turned else 1.0))
+        t = 1.0 / (abs(theta) + math.sqrt(theta * theta + 1.0))
+        t = -t if theta < 0.0 else t
+        c = 1.0 / math.sqrt(t * t + 1.0)
+        s = t * c
+        # Lanes at rest turn by nothing, which changes no bit of them.
+        t, c, s = (t if turned else 0.0), (c if turned else 1.0), (s if turned else 0.0)
+        step = t * apq
+        apr, aqr = w[pr + k], w[qr + k]
+        w[pp + k] = app - step
+        w[qq + k] = aqq + step
+        w[pq + k] = 0.0 if turned else apq
+        w[pr + k] = c * apr - s * aqr
+        w[qr + k] = s * apr + c * aqr
+        a0, b0, a1, b1, a2, b2 = w[p0 + k], w[q0 + k], w[p1 + k], w[q1 + k], w[p2 + k], w[q2 + k]
+        w[p0 + k] = c * a0 - s * b0
+        w[q0 + k] = s * a0 + c * b0
+        w[p1 + k] = c * a1 - s * b1
+        w[q1 + k] = s * a1 + c * b1
+        w[p2 + k] = c * a2 - s * b2
+        w[q2 + k] = s * a2 + c * b2
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
 def decompose_covariance(covariances, smallest, quats, scales):
     """Quaternions and log scales of covariances, by Jacobi rotations.
 
@@ -144,73 +181,65 @@ def decompose_covariance(covariances, smallest, quats, scales):
         quats: (n, 4) float32 out, w x y z, unit, w >= 0.
         scales: (n, 3) float32 out, natural log.
     """
-    a = np.zeros((3, 3))
-    v = np.zeros((3, 3))
-    for i in range(covariances.shape[0]):
-        a[0, 0] = covariances[i, 0]
-        a[0, 1] = a[1, 0] = covariances[i, 1]
-        a[0, 2] = a[2, 0] = covariances[i, 2]
-        a[1, 1] = covariances[i, 3]
-        a[1, 2] = a[2, 1] = covariances[i, 4]
-        a[2, 2] = covariances[i, 5]
-        v[:, :] = 0.0
-        v[0, 0] = v[1, 1] = v[2, 2] = 1.0
+    n = covariances.shape[0]
+    w = np.zeros(16 * _LANES)
+    for first in range(0, n, _LANES):
+        count = min(_LANES, n - first)
+        w[:] = 0.0
+        for k in range(count):
+            for entry in range(6):
+                w[entry * _LANES + k] = covariances[first + k, entry]
+        for k in range(_LANES):
+            w[_V00 + k] = w[_V11 + k] = w[_V22 + k] = 1.0
         for _ in range(12):
-            off = abs(a[0, 1]) + abs(a[0, 2]) + abs(a[1, 2])
-            if off <= 1e-14 * (abs(a[0, 0]) + abs(a[1, 1]) + abs(a[2, 2])):
+            left = 0.0
+            for k in range(_LANES):
+                off = abs(w[_XY + k]) + abs(w[_XZ + k]) + abs(w[_YZ + k])
+                whole = abs(w[_XX + k]) + abs(w[_YY + k]) + abs(w[_ZZ + k])
+                # Not `off > ...`: what is no number goes on, as it ever did.
+                active = 0.0 if off <= 1e-14 * whole else 1.0
+                w[_ACTIVE + k] = active
+                left = max(left, active)
+            if left == 0.0:
                 break
-            for k in range(3):
-                p = 0 if k < 2 else 1
-                q = 1 if k == 0 else 2
-                apq = a[p, q]
-                if apq == 0.0:
-                    continue
-                theta = (a[q, q] - a[p, p]) / (2.0 * apq)
-                t = 1.0 / (abs(theta) + math.sqrt(theta * theta + 1.0))
-                if theta < 0.0:
-                    t = -t
-                c = 1.0 / math.sqrt(t * t + 1.0)
-                s = t * c
-                r = 3 - p - q
-                a[p, p] -= t * apq
-                a[q, q] += t * apq
-                a[p, q] = a[q, p] = 0.0
-                arp, arq = a[r, p], a[r, q]
-                a[r, p] = a[p, r] = c * arp - s * arq
-                a[r, q] = a[q, r] = s * arp + c * arq
-                for row in range(3):
-                    vp, vq = v[row, p], v[row, q]
-                    v[row, p] = c * vp - s * vq
-                    v[row, q] = s * vp + c * vq
-        det = (
-            v[0, 0] * (v[1, 1] * v[2, 2] - v[1, 2] * v[2, 1])
-            - v[0, 1] * (v[1, 0] * v[2, 2] - v[1, 2] * v[2, 0])
-            + v[0, 2] * (v[1, 0] * v[2, 1] - v[1, 1] * v[2, 0])
-        )
-        if det < 0.0:
-            for row in range(3):
-                v[row, 2] = -v[row, 2]
-        for k in range(3):
-            scales[i, k] = math.log(max(math.sqrt(max(a[k, k], 0.0)), smallest))
-        # Shepperd's method: divide by the largest component.
-        tr = v[0, 0] + v[1, 1] + v[2, 2]
-        if tr > 0.0:
-            s = math.sqrt(tr + 1.0) * 2.0
-            w, x, y, z = 0.25 * s, (v[2, 1] - v[1, 2]) / s, (v[0, 2] - v[2, 0]) / s, (v[1, 0] - v[0, 1]) / s
-        elif v[0, 0] > v[1, 1] and v[0, 0] > v[2, 2]:
-            s = math.sqrt(1.0 + v[0, 0] - v[1, 1] - v[2, 2]) * 2.0
-            w, x, y, z = (v[2, 1] - v[1, 2]) / s, 0.25 * s, (v[0, 1] + v[1, 0]) / s, (v[0, 2] + v[2, 0]) / s
-        elif v[1, 1] > v[2, 2]:
-            s = math.sqrt(1.0 + v[1, 1] - v[0, 0] - v[2, 2]) * 2.0
-            w, x, y, z = (v[0, 2] - v[2, 0]) / s, (v[0, 1] + v[1, 0]) / s, 0.25 * s, (v[1, 2] + v[2, 1]) / s
-        else:
-            s = math.sqrt(1.0 + v[2, 2] - v[0, 0] - v[1, 1]) * 2.0
-            w, x, y, z = (v[1, 0] - v[0, 1]) / s, (v[0, 2] + v[2, 0]) / s, (v[1, 2] + v[2, 1]) / s, 0.25 * s
-        sign = -1.0 if w < 0.0 else 1.0
-        quats[i, 0] = sign * w
-        quats[i, 1] = sign * x
-        quats[i, 2] = sign * y
-        quats[i, 3] = sign * z
+            _jacobi(w, _XX, _YY, _XY, _XZ, _YZ, _V00, _V01, _V10, _V11, _V20, _V21)
+            _jacobi(w, _XX, _ZZ, _XZ, _XY, _YZ, _V00, _V02, _V10, _V12, _V20, _V22)
+            _jacobi(w, _YY, _ZZ, _YZ, _XY, _XZ, _V01, _V02, _V11, _V12, _V21, _V22)
+        for k in range(count):
+            _store_axes(w, k, smallest, quats[first + k], scales[first + k])
+
+
+@njit(cache=True, inline="always")
+def _store_axes(w, k, smallest, quat, scale):
+    """Quaternion and log scales of lane k."""
+    v00, v01, v02 = w[_V00 + k], w[_V01 + k], w[_V02 + k]
+    v10, v11, v12 = w[_V10 + k], w[_V11 + k], w[_V12 + k]
+    v20, v21, v22 = w[_V20 + k], w[_V21 + k], w[_V22 + k]
+    det = v00 * (v11 * v22 - v12 * v21) - v01 * (v10 * v22 - v12 * v20) + v02 * (v10 * v21 - v11 * v20)
+    if det < 0.0:
+        v02, v12, v22 = -v02, -v12, -v22
+    scale[0] = math.log(max(math.sqrt(max(w[_XX + k], 0.0)), smallest))
+    scale[1] = math.log(max(math.sqrt(max(w[_YY + k], 0.0)), smallest))
+    scale[2] = math.log(max(math.sqrt(max(w[_ZZ + k], 0.0)), smallest))
+    # Shepperd's method: divide by the largest component.
+    tr = v00 + v11 + v22
+    if tr > 0.0:
+        s = math.sqrt(tr + 1.0) * 2.0
+        w, x, y, z = 0.25 * s, (v21 - v12) / s, (v02 - v20) / s, (v10 - v01) / s
+    elif v00 > v11 and v00 > v22:
+        s = math.sqrt(1.0 + v00 - v11 - v22) * 2.0
+        w, x, y, z = (v21 - v12) / s, 0.25 * s, (v01 + v10) / s, (v02 + v20) / s
+    elif v11 > v22:
+        s = math.sqrt(1.0 + v11 - v00 - v22) * 2.0
+        w, x, y, z = (v02 - v20) / s, (v01 + v10) / s, 0.25 * s, (v12 + v21) / s
+    else:
+        s = math.sqrt(1.0 + v22 - v00 - v11) * 2.0
+        w, x, y, z = (v10 - v01) / s, (v02 + v20) / s, (v12 + v21) / s, 0.25 * s
+    sign = -1.0 if w < 0.0 else 1.0
+    quat[0] = sign * w
+    quat[1] = sign * x
+    quat[2] = sign * y
+    quat[3] = sign * z
 
 
 @njit(cache=True)
