@@ -1,4 +1,4 @@
-"""One run over several processes (`torchrun`): views are split over the ranks, gradients averaged, the rest the same."""
+"""One run over several processes (`torchrun`): views are split over ranks, gradients averaged, the rest the same."""
 
 from __future__ import annotations
 

@@ -33,7 +33,8 @@ class TrainSettings:
         coarse: pictures are at first shrunk by this factor, a power of 2.
         coarse_until: share of the run after which they are at full size.
         means_rate, means_rate_end: learning rates of positions at the start and the end, times the scene's extent.
-        scales_rate, quats_rate, opacities_rate, sh0_rate, shN_rate: the other learning rates.
+        scales_rate, quats_rate, opacities_rate, sh0_rate, shN_rate: the other learning rates. All are those of a run of
+            30,000 steps over large pictures; `schedules.pace` fits them to others.
         backend: of the rasterizer.
         threads: of the CPU; None: all cores. No result depends on it.
 
@@ -54,13 +55,13 @@ class TrainSettings:
     dssim_weight: float = 0.2
     coarse: int = 2
     coarse_until: float = 0.25
-    means_rate: float = 4e-4
-    means_rate_end: float = 4e-6
-    scales_rate: float = 0.01
-    quats_rate: float = 0.002
+    means_rate: float = 1.6e-4
+    means_rate_end: float = 1.6e-6
+    scales_rate: float = 0.005
+    quats_rate: float = 0.001
     opacities_rate: float = 0.05
-    sh0_rate: float = 0.005
-    shN_rate: float = 0.0005
+    sh0_rate: float = 0.0025
+    shN_rate: float = 0.00025
     backend: str = "auto"
     threads: int | None = None
 

@@ -33,8 +33,8 @@ from .evaluation import Evaluation, evaluate
 from .losses import photo_loss
 from .methods import method_named
 from .ranks import Ranks
-from .schedules import exponential, resolution_factor, sh_degree_at
-from .settings import TrainSettings
+from .schedules import exponential, pace, resolution_factor, sh_degree_at, stride
+from .settings import DEFAULT_ITERATIONS, TrainSettings
 from .splats import RAW, Splats
 from .start import start_splats
 
@@ -407,14 +407,16 @@ class Trainer:
 
     def rates(self, share: float) -> dict[str, float]:
         """Learning rates of all parameters at a share of the run."""
-        settings, extent = self.settings, self.dataset.extent
+        settings, camera = self.settings, self.dataset.train[0].camera
+        faster = pace(settings.max_iterations or DEFAULT_ITERATIONS)
+        far = stride(max(camera.width, camera.height)) * math.sqrt(faster) * self.dataset.extent
         return {
-            "means": exponential(settings.means_rate, settings.means_rate_end, share) * extent,
-            "log_scales": settings.scales_rate,
-            "quats": settings.quats_rate,
+            "means": exponential(settings.means_rate, settings.means_rate_end, share) * far,
+            "log_scales": settings.scales_rate * faster,
+            "quats": settings.quats_rate * faster,
             "opacity_logits": settings.opacities_rate,
-            "sh0": settings.sh0_rate,
-            "shN": settings.shN_rate,
+            "sh0": settings.sh0_rate * faster,
+            "shN": settings.shN_rate * faster,
             **self.method.rates(share),
         }
 

@@ -1,10 +1,9 @@
 """New Gaussians where pictures are wrong, as many as a curve allows at each time.
 
-The number follows the budget curve of Lu et al. ("Turbo-GS", 2024). Two thirds of the new ones are halves of Gaussians
-whose absolute screen gradients are largest (Ye et al., "AbsGS", 2024); the rest are put at pixels with large errors, at
-the depth that the picture has there, with the photograph's colour (the idea of Yang et al., "Localized Points
-Management", 2025, without matching views). Faint Gaussians go, and opacities sink a little at every step of growth,
-so that only what pictures ask for stays.
+The number follows the budget curve of Lu et al. ("Turbo-GS", 2024). 70 % of the new ones are halves of Gaussians whose
+absolute screen gradients are largest (Ye et al., "AbsGS", 2024); the rest are put at pixels with large errors, at the
+depth that the picture has there, with the photograph's colour (the idea of Yang et al., "Localized Points Management",
+2025, without matching views). Faint and huge Gaussians go.
 """
 
 from __future__ import annotations
