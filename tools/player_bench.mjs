@@ -182,7 +182,7 @@ async function main() {
     for (let k = 0; k < runs; k++) {
       const page = await context.newPage();
       await page.goto(`${base}/index.html?src=/scene/a.splc`);
-      await page.waitForFunction(() => player.marks.picture, null, { timeout: 60_000, polling: 10 });
+      await page.waitForFunction(() => globalThis.player?.marks.picture, null, { timeout: 60_000, polling: 10 });
       own.push(await page.evaluate(async () => {
         await player.settled();
         const { marks, memory } = player;

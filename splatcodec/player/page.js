@@ -6,13 +6,16 @@
 //
 // A page that holds its scene itself (export-html) has it in <script type="text/plain" id="content">, as base64.
 
-import { Player, prefetch } from "./player.js";
+import { Player } from "./player.js";
 
 /** @param {string} id @returns {any} */
 const part = (id) => document.getElementById(id);
 
 /** @param {number} bytes */
 const size = (bytes) => (bytes < 1e6 ? `${Math.round(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(bytes < 1e7 ? 2 : 1)} MB`);
+
+/** @param {number} count */
+const digits = (count) => String(count).replace(/\B(?=(\d{3})+$)/g, ",");
 
 /** What can be done about an error. @type {Record<string, string>} */
 const ADVICE = {
@@ -31,8 +34,8 @@ function show({ phase, received, size: all, gaussians, total, notices, error }) 
   const text = {
     empty: "Open a .splc file, or drop one here.",
     opening: "Opening ...",
-    loading: `${gaussians.toLocaleString("en")} of ${total.toLocaleString("en")} Gaussians, ${size(received)} of ${size(all)}`,
-    complete: `${gaussians.toLocaleString("en")} Gaussians`,
+    loading: `${digits(gaussians)} of ${digits(total)} Gaussians, ${size(received)} of ${size(all)}`,
+    complete: `${digits(gaussians)} Gaussians`,
     failed: "",
   }[phase];
   const line = [text, notices[notices.length - 1]].filter((x) => x).join(". ");
@@ -49,29 +52,22 @@ function refuse(error) {
   show({ phase: "failed", received: 0, size: 0, gaussians: 0, total: 0, notices: [], error: { message, code } });
 }
 
-function start() {
-  const listed = /** @type {HTMLMetaElement | null} */ (document.querySelector("meta[name=splatcodec-origins]"));
-  const origins = listed?.content.split(/\s+/) ?? [];
+async function start() {
+  const setting = (/** @type {string} */ name) =>
+    /** @type {HTMLMetaElement | null} */ (document.querySelector(`meta[name=splatcodec-${name}]`))?.content;
   const query = new URLSearchParams(location.search);
-  const own = /** @type {HTMLMetaElement | null} */ (document.querySelector("meta[name=splatcodec-src]"));
-  const address = query.get("src") ?? own?.content;
+  const address = query.get("src") ?? setting("src");
   const budget = Number(query.get("budget")) || undefined;
-  let otherOrigins = false;
-  let first = null;
-  if (address) {
-    try {
-      const url = new URL(address, document.baseURI);
-      otherOrigins = origins.includes(url.origin);
-      if (/^https?:$/.test(url.protocol) && (otherOrigins || url.origin === location.origin)) first = prefetch(url);
-    } catch {
-      return refuse({ message: `${address} is not an address`, code: "network" });
-    }
-  }
-  const player = new Player(part("scene"), { budget, otherOrigins, onState: show });
+  const origins = setting("origins")?.split(/\s+/) ?? [];
+  const content = part("content");
+  // An address that is none is refused by the player.
+  const origin = address && URL.canParse?.(address, document.baseURI) ? new URL(address, document.baseURI).origin : "";
+  const options = { budget, otherOrigins: origins.includes(origin), onState: show };
+  const input = content ? { base64: content.textContent.trim() } : address;
+  const player = input ? await Player.open(part("scene"), input, options) : new Player(part("scene"), options);
   Object.assign(globalThis, { player });
-  /** @param {Parameters<Player["load"]>} input */
-  const open = (...input) => player.load(...input).catch(() => {});
 
+  const open = (/** @type {File} */ file) => player.load(file).catch(() => {});
   part("fit").onclick = () => player.fit();
   part("mode").onclick = () => {
     const controls = /** @type {import("./controls.js").Controls} */ (player.controls);
@@ -94,14 +90,7 @@ function start() {
     if (file) open(file);
   });
 
-  const content = part("content");
-  if (content) open({ base64: content.textContent.trim() });
-  else if (address) open(address, first);
-  else show(player.state);
+  if (!input) show(player.state);
 }
 
-try {
-  start();
-} catch (error) {
-  refuse(error);
-}
+start().catch(refuse);

@@ -25,6 +25,12 @@ import { startLoader, startSorter } from "./workers.js";
  * @property {boolean} [cache] whether to keep downloaded chunks in Cache storage (yes)
  * @property {boolean} [otherOrigins] whether a scene may come from another origin (no)
  * @property {(state: PlayerState) => void} [onState]
+ * @property {{ loader: Worker, sorter: Worker }} [workers] that have been started already
+ */
+
+/**
+ * A scene: an address, a file, bytes, or text in base64.
+ * @typedef {string | URL | Blob | Uint8Array | { base64: string }} Input
  */
 
 /**
@@ -48,6 +54,8 @@ const REPLAN_MS = 300;
 
 /** Bytes of the first request: header, table of contents and thumbnail of most scenes. */
 const FIRST_BYTES = 65536;
+/** How long the graphics wait for them. */
+const PATIENCE_MS = 150;
 
 /**
  * The answer to the first request for a scene, asked for before anything else is ready. Null if it is not as hoped for;
@@ -55,7 +63,7 @@ const FIRST_BYTES = 65536;
  * @param {URL} url
  * @returns {Promise<{ bytes: ArrayBuffer, range: string } | null>}
  */
-export async function prefetch(url) {
+async function prefetch(url) {
   try {
     const aborter = new AbortController();
     const headers = { Range: `bytes=0-${FIRST_BYTES - 1}` };
@@ -78,6 +86,29 @@ export function deviceBudget() {
   return deviceMemory && deviceMemory < 4 ? 1_500_000 : 4_000_000;
 }
 
+/**
+ * What the loader is asked to open.
+ * @param {Input} input
+ * @param {PlayerOptions} options
+ * @returns {Omit<import("./loader.js").LoaderQuestion, "ask">}
+ */
+function askedOf(input, options) {
+  if (input instanceof Blob || input instanceof Uint8Array) return { content: input };
+  if (typeof input === "object" && "base64" in input) return { content: input.base64 };
+  let url;
+  try {
+    url = new URL(input, document.baseURI);
+  } catch {
+    throw new SplcError("network", `${input} is not an address`);
+  }
+  if (!/^https?:$/.test(url.protocol)) throw new SplcError("network", `scenes come over http or https, not ${url.protocol}`);
+  const same = url.origin === location.origin;
+  if (!same && !options.otherOrigins) {
+    throw new SplcError("network", `the scene is on another site (${url.origin}), which this page does not allow`);
+  }
+  return { url: url.href, sameOrigin: same, cache: options.cache ?? true };
+}
+
 const newWorkers = () => ({ loader: startLoader(), sorter: startSorter() });
 
 /** @param {{ loader: Worker, sorter: Worker }} workers */
@@ -97,8 +128,12 @@ export class Player {
     this.budget = options.budget ?? deviceBudget();
     // Workers start while the graphics are made ready.
     /** @type {ReturnType<typeof newWorkers> | null} */
-    this.workers = newWorkers();
+    this.workers = options.workers ?? newWorkers();
+    /** Share of the screen's pixels that are drawn, along each side. */
+    this.scale = MIN_SCALE;
     try {
+      // At its size from the start: to change it later takes time.
+      Object.assign(canvas, this.size());
       this.renderer = new Renderer(canvas);
       this.renderer.warm();
     } catch (error) {
@@ -117,7 +152,6 @@ export class Player {
     this.phase = /** @type {PlayerState["phase"]} */ ("empty");
     this.background = options.background ?? [0, 0, 0];
     this.antialiased = false;
-    this.scale = 1;
     this.frame = 0;
     this.lastFrame = 0;
     this.movedAt = -Infinity;
@@ -146,53 +180,69 @@ export class Player {
   }
 
   /**
-   * Show another scene.
-   * @param {string | URL | Blob | Uint8Array | { base64: string }} input
-   * @param {ReturnType<typeof prefetch> | null} [first] if it was begun before
-   * @returns {Promise<void>} resolves with the first picture
+   * A player that shows a scene, sooner than `new Player` and `load`: bytes and Workers come first, and while they decode
+   * the graphics are made ready.
+   * @param {HTMLCanvasElement} canvas
+   * @param {Input} input
+   * @param {PlayerOptions} [options]
+   * @returns {Promise<Player>} as soon as there is one, which is before the first picture
    */
-  load(input, first = null) {
-    this.unload();
-    this.phase = "opening";
-    this.marks = { load: performance.now() };
-    const picture = new Promise((resolve, reject) => (this.waiting = { resolve: () => resolve(undefined), reject }));
-    try {
-      const workers = this.workers ?? newWorkers();
-      this.workers = null;
-      const events = {
-        opened: (/** @type {Facts} */ facts) => this.opened(facts),
-        changed: () => this.draw(),
-        notice: (/** @type {string} */ message) => this.notice(message),
-        damage: (/** @type {Failure} */ { message }) => this.notice(`A part of the scene is damaged and not shown: ${message}`),
-        failed: (/** @type {Failure} */ error) => this.fail(error),
-        complete: () => this.completed(),
-      };
-      const scene = new Scene(this.renderer, this.budget, events, workers);
-      this.scene = scene;
-      const asked = this.asked(input);
-      if (first) first.then((answer) => scene.open({ ...asked, first: answer }));
-      else scene.open(asked);
-    } catch (error) {
-      this.fail({ message: /** @type {Error} */ (error).message, code: "parameter" });
-    }
-    this.tell();
-    return picture.then(() => {});
+  static async open(canvas, input, options = {}) {
+    const asked = askedOf(input, options);
+    const workers = newWorkers();
+    const first = asked.url ? prefetch(new URL(asked.url)) : Promise.resolve(null);
+    // On a slow link the graphics are not kept waiting.
+    const soon = await Promise.race([first, new Promise((done) => setTimeout(done, PATIENCE_MS, undefined))]);
+    if (soon !== undefined) workers.loader.postMessage({ ask: "open", ...asked, first: soon });
+    // No pause from here to `show`: what the loader says before somebody listens is lost.
+    const player = new Player(canvas, { ...options, workers });
+    player.show((scene) => {
+      if (soon === undefined) first.then((answer) => scene.open({ ...asked, first: answer }));
+    }).catch(() => {});
+    return player;
   }
 
   /**
-   * What the loader is asked to open.
-   * @param {string | URL | Blob | Uint8Array | { base64: string }} input
+   * Show another scene.
+   * @param {Input} input
+   * @returns {Promise<void>} resolves with the first picture
    */
-  asked(input) {
-    if (input instanceof Blob || input instanceof Uint8Array) return { content: input };
-    if (typeof input === "object" && "base64" in input) return { content: input.base64 };
-    const url = new URL(input, document.baseURI);
-    if (!/^https?:$/.test(url.protocol)) throw new SplcError("parameter", `scenes come over http or https, not ${url.protocol}`);
-    const same = url.origin === location.origin;
-    if (!same && !this.options.otherOrigins) {
-      throw new SplcError("parameter", `the scene is on another site (${url.origin}), which this page does not allow`);
-    }
-    return { url: url.href, sameOrigin: same, cache: this.options.cache ?? true };
+  async load(input) {
+    const asked = askedOf(input, this.options);
+    return this.show((scene) => scene.open(asked));
+  }
+
+  /**
+   * @param {(scene: Scene) => void} begin
+   * @returns {Promise<void>}
+   */
+  show(begin) {
+    this.unload();
+    this.phase = "opening";
+    // A thumbnail is coarse; how many pixels the device can draw is known after it.
+    this.scale = MIN_SCALE;
+    this.marks = { load: performance.now() };
+    /** @type {Promise<void>} */
+    const picture = new Promise((resolve, reject) => (this.waiting = { resolve, reject }));
+    const workers = this.workers ?? newWorkers();
+    this.workers = null;
+    const scene = new Scene(this.renderer, this.budget, this.events(), workers);
+    this.scene = scene;
+    begin(scene);
+    this.tell();
+    return picture;
+  }
+
+  /** @returns {import("./scene.js").SceneEvents} */
+  events() {
+    return {
+      opened: (facts) => this.opened(facts),
+      changed: () => this.draw(),
+      notice: (message) => this.notice(message),
+      damage: ({ message }) => this.notice(`A part of the scene is damaged and not shown: ${message}`),
+      failed: (error) => this.fail(error),
+      complete: () => this.completed(),
+    };
   }
 
   /** @param {Facts} facts */
@@ -375,7 +425,7 @@ export class Player {
   adapt(rests) {
     if (this.fixed || (rests && this.phase !== "loading")) this.scale = 1;
     else if (this.gpuMs > LATE_MS) this.scale = Math.max(MIN_SCALE, this.scale * 0.85);
-    else if (this.gpuMs < EARLY_MS) this.scale = Math.min(1, this.scale * 1.05);
+    else if (this.drawnAt && this.gpuMs < EARLY_MS) this.scale = Math.min(1, this.scale * 1.4);
   }
 
   completed() {

@@ -506,22 +506,28 @@ export class Scene {
    * @returns {{ center: [number, number, number], radius: number }}
    */
   extent() {
-    const { samples } = this;
-    const rows = Array.from({ length: samples.length / 4 }, (_, k) => 4 * k);
-    const among = (/** @type {number[]} */ list, /** @type {(row: number) => number} */ value, /** @type {number} */ share) => {
-      const sorted = [...list].sort((p, q) => value(p) - value(q));
-      let left = share * sorted.reduce((sum, row) => sum + samples[row + 3], 0);
-      for (const row of sorted) if ((left -= samples[row + 3]) <= 0) return value(row);
-      return sorted.length ? value(sorted[sorted.length - 1]) : 0;
+    const count = this.samples.length / 4;
+    const axes = [0, 1, 2].map((axis) => Float64Array.from({ length: count }, (_, k) => this.samples[4 * k + axis]));
+    const weights = Float64Array.from({ length: count }, (_, k) => this.samples[4 * k + 3]);
+    /** Values under which lie these shares of the opacity. @type {(values: Float64Array, shares: number[]) => number[]} */
+    const among = (values, shares) => {
+      const order = Uint32Array.from(values, (_, k) => k).sort((a, b) => values[a] - values[b]);
+      const total = weights.reduce((sum, weight) => sum + weight, 0);
+      return shares.map((share) => {
+        let left = share * total;
+        for (const k of order) if (weights[k] && (left -= weights[k]) <= 0) return values[k];
+        return count ? values[order[count - 1]] : 0;
+      });
     };
-    const axes = [0, 1, 2];
-    const middle = axes.map((k) => among(rows, (row) => samples[row + k], 0.5));
-    const distance = (/** @type {number} */ row) => Math.hypot(...axes.map((k) => samples[row + k] - middle[k]));
-    const usual = among(rows, distance, 0.5);
-    const near = rows.filter((row) => distance(row) <= 6 * usual);
-    const [low, high] = [0.05, 0.95].map((share) => axes.map((k) => among(near, (row) => samples[row + k], share)));
-    const center = /** @type {[number, number, number]} */ (axes.map((k) => (low[k] + high[k]) / 2));
-    const radius = Math.hypot(...axes.map((k) => (high[k] - low[k]) / 2));
+    const [x, y, z] = axes.map((values) => among(values, [0.5])[0]);
+    const distances = weights.map((_, k) => Math.hypot(axes[0][k] - x, axes[1][k] - y, axes[2][k] - z));
+    const [usual] = among(distances, [0.5]);
+    for (let k = 0; k < count; k++) if (distances[k] > 6 * usual) weights[k] = 0;
+    const ends = axes.map((values) => among(values, [0.05, 0.95]));
+    const low = ends.map((pair) => pair[0]);
+    const high = ends.map((pair) => pair[1]);
+    const center = /** @type {[number, number, number]} */ (low.map((x, k) => (x + high[k]) / 2));
+    const radius = Math.hypot(...low.map((x, k) => (high[k] - x) / 2));
     return { center, radius: radius > 1e-30 && radius < 1e30 ? radius : 1 };
   }
 
