@@ -134,7 +134,8 @@ def open_blocks(
     from . import formats
 
     if format == "splc" or (format is None and not os.path.isdir(path) and is_splc(path)):
-        yield None
+        with open(path, limits=limits) as scene:
+            yield scene.blocks(threads=threads)
         return
     if format is None and os.fspath(path).lower().endswith(SUFFIX):
         raise FormatError("not a .splc file (bad magic)", file=os.fspath(path), offset=0)
@@ -494,6 +495,46 @@ class Scene:
         return gaussians if sh_degree is None else gaussians.with_sh_degree(min(sh_degree, gaussians.sh_degree))
 
 
+    def blocks(self, *, threads: int | None = None, progress: Progress | None = None, **part: Any) -> Blocks | None:
+        """The scene, or a part of it, decoded chunk by chunk: what `read` gives, without holding it.
+
+        Args:
+            part: as for `read`: level, tile, max_gaussians, sh_degree, sh_layers.
+
+        Returns:
+            The scene, readable while the file is open; None where it has to be read whole: a lossless file, one with
+            side arrays, a region, or with keep_going.
+
+        Raises:
+            SplatCodecError: as `read`; also while blocks are read.
+        """
+        from .formats import Blocks
+        from .static.decoder import Selection, lossy_blocks
+
+        wanted: dict[str, Any] = {name: value for name, value in part.items() if value is not None}
+        sh_degree, tile = wanted.pop("sh_degree", None), wanted.pop("tile", None)
+        wanted.pop("damage", None)
+        if self.lossless or not self.container.has_feature("lossy-1") or self.container.has_feature("extras-1"):
+            return None
+        if sh_degree is not None and sh_degree < 0:
+            raise ParameterError(f"SH degree {sh_degree}, expected 0 or more", field="sh_degree")
+        if tile is not None:
+            wanted["tiles"] = (tile,) if isinstance(tile, int) else tuple(tile)
+        if sh_degree == 0:
+            wanted["sh_layers"] = 0
+        found = lossy_blocks(
+            self.container, Selection(**wanted), limits=self.limits, threads=threads, progress=progress
+        )
+        if found is None:
+            return None
+        degree = found.sh_degree if sh_degree is None else min(sh_degree, found.sh_degree)
+
+        def rows() -> Iterator[Gaussians]:
+            return (block.with_sh_degree(degree) for block in found.rows())
+
+        return Blocks(found.num_gaussians, degree, rows, metadata=self.metadata)
+
+
 def open(source: PathLike | bytes, *, limits: Limits = DEFAULT_LIMITS) -> Any:
     """Open a `.splc` file or its bytes; reads the table of contents and the metadata only.
 
@@ -617,11 +658,31 @@ def decompress_file(
         if original is not None and not any(part.values()):
             facts.update(original(scene.container, scene.metadata, path, overwrite, limits, threads, progress))
         else:
-            gaussians = scene.read(threads=threads, progress=progress, **part)
-            facts["num_gaussians"] = gaussians.num_gaussians
-            facts["losses"] = write(gaussians, path, format=format, overwrite=overwrite)
+            facts["num_gaussians"], facts["losses"] = _write_decoded(
+                scene, path, format, overwrite, threads, progress, part
+            )
     facts["size_bytes"] = os.path.getsize(path) if os.path.isfile(path) else 0
     return facts
+
+
+def _write_decoded(
+    scene: Scene,
+    path: PathLike,
+    format: str | None,
+    overwrite: bool,
+    threads: int | None,
+    progress: Progress | None,
+    part: dict[str, Any],
+) -> tuple[int, list[str]]:
+    """Write (a part of) a scene in another format, tile by tile where that format allows it; count and losses."""
+    from . import formats
+
+    if format != "splc" and not os.fspath(path).lower().endswith(SUFFIX) and formats.writes_blocks(path, format=format):
+        blocks = scene.blocks(threads=threads, progress=progress, **part)
+        if blocks is not None:
+            return blocks.num_gaussians, formats.write_blocks(blocks, path, format=format, overwrite=overwrite)
+    gaussians = scene.read(threads=threads, progress=progress, **part)
+    return gaussians.num_gaussians, write(gaussians, path, format=format, overwrite=overwrite)
 
 
 def _original_writer(scene: Scene, path: PathLike, format: str | None) -> Callable[..., dict[str, Any]] | None:

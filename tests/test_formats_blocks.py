@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import tracemalloc
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 
-from splatcodec import formats
+from splatcodec import api, formats
 from splatcodec.cli import main as cli
 from splatcodec.errors import (
     ParameterError,
@@ -23,6 +25,8 @@ from splatcodec.errors import (
 )
 from splatcodec.formats import Blocks, WriteOptions, base
 from splatcodec.gaussians import Gaussians
+from splatcodec.sample import sample_scene
+from splatcodec.static import decoder, encoder
 
 FORMATS = formats.formats()
 ARRAYS = ("means", "quats", "scales", "opacities", "sh0", "shN")
@@ -283,3 +287,100 @@ def test_a_ply_of_10_million_gaussians_and_more_than_2_gb(tmp_path):
         file.seek(-248, 2)
         row = np.frombuffer(file.read(), "<f4")
     np.testing.assert_array_equal(row[[0, 1, 2, 6, -8, -1]], last[[0, 1, 2, 3, 51, 58]])
+
+
+# ------------------------------------------------------------------------------------------------------------- .splc
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory) -> Path:
+    """A file of many tiles and levels."""
+    path = tmp_path_factory.mktemp("tiled") / "tiled.splc"
+    cut = functools.partial(encoder.cut_tiles, max_tile=200)
+    with (
+        mock.patch.object(encoder, "cut_tiles", cut),
+        mock.patch.object(encoder, "level_shares", return_value=(0.2, 1.0)),
+        mock.patch.object(encoder, "thumbnail_count", return_value=40),
+    ):
+        api.compress_file(write_ply(path.with_suffix(".ply")), path, quality=60, effort=3)
+    return path
+
+
+def write_ply(path: Path) -> Path:
+    formats.write(sample_scene(1500), path)
+    return path
+
+
+PARTS = [{}, {"level": 1}, {"level": 0}, {"tile": [0, 2]}, {"max_gaussians": 500}, {"sh_degree": 1}, {"sh_layers": 1}]
+PARTS += [{"sh_degree": 0}, {"tile": 1, "level": 1, "sh_degree": 2}]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=str)
+def test_splc_blocks_are_the_rows_of_the_whole(tiled, tmp_path, part):
+    with api.open(tiled) as scene:
+        assert len(scene.container.of_type("TILE")) > 10
+        whole = scene.read(**part)
+        blocks = scene.blocks(threads=2, **part)
+        assert blocks is not None
+        assert (blocks.num_gaussians, blocks.sh_degree) == (len(whole), whole.sh_degree)
+        assert blocks.metadata == whole.metadata
+        parts = list(blocks.rows())
+        assert part == {"tile": 1, "level": 1, "sh_degree": 2} or len(parts) > 1
+        for array in ARRAYS:
+            np.testing.assert_array_equal(np.concatenate([getattr(p, array) for p in parts]), getattr(whole, array))
+    facts = api.decompress_file(tiled, tmp_path / "streamed.ply", **part)
+    assert facts["num_gaussians"] == len(whole)
+    api.write(whole, tmp_path / "whole.ply")
+    assert (tmp_path / "streamed.ply").read_bytes() == (tmp_path / "whole.ply").read_bytes()
+
+
+def test_decompressing_holds_a_few_tiles(tiled, tmp_path, monkeypatch):
+    sizes = []
+    blank = decoder.BlankScene.__init__
+
+    def count(self, counts, degree):
+        sizes.append(sum(counts))
+        blank(self, counts, degree)
+
+    monkeypatch.setattr(decoder.BlankScene, "__init__", count)
+    api.decompress_file(tiled, tmp_path / "out.ply")
+    assert max(sizes) <= 200 < sum(sizes)
+    sizes.clear()
+    quietly(api.decompress_file, tiled, tmp_path / "out.sog")  # which needs the whole scene
+    assert max(sizes) > 200
+
+
+def test_what_of_a_splc_has_to_be_read_whole(tiled, tmp_path):
+    with api.open(tiled) as scene:
+        assert scene.blocks(region=((-1, -1, -1), (1, 1, 1))) is None
+        assert scene.blocks(keep_going=True) is None
+        with pytest.raises(ParameterError, match="no tile 999"):
+            scene.blocks(tile=999)
+        with pytest.raises(ParameterError, match="SH degree -1"):
+            scene.blocks(sh_degree=-1)
+    labelled = sample_scene(100).replaced(extras={"label": np.arange(100)})
+    for name, options in (("lossless", {"lossless": True}), ("extras", {"effort": 1})):
+        api.write(labelled, tmp_path / f"{name}.splc", **options)
+        with api.open_blocks(tmp_path / f"{name}.splc") as blocks:
+            assert blocks is None
+    assert cli.main(["convert", str(tiled), str(tmp_path / "a.spz"), "--crop-sphere", "0,0,0,2"]) == 0
+    assert cli.main(["convert", str(tmp_path / "extras.splc"), str(tmp_path / "b.ply")]) == 0
+    assert "label" in formats.read(tmp_path / "b.ply").extras
+
+
+def test_a_damaged_tile_is_named_and_leaves_no_file(tiled, tmp_path):
+    with api.open(tiled) as scene:
+        entry = scene.container.of_type("TILE")[-1]
+    content = bytearray(tiled.read_bytes())
+    content[entry.offset + entry.length // 2] ^= 1
+    path = tmp_path / "damaged.splc"
+    path.write_bytes(content)
+    with pytest.raises(SplatCodecError) as caught:
+        api.decompress_file(path, tmp_path / "out.ply")
+    assert (caught.value.file, caught.value.chunk) == (str(path), entry.label)
+    assert [p.name for p in tmp_path.iterdir()] == ["damaged.splc"]
+    damage: list[str] = []
+    facts = api.decompress_file(path, tmp_path / "out.ply", keep_going=True, damage=damage)
+    assert len(damage) == 1
+    with api.open(tiled) as scene:
+        assert facts["num_gaussians"] == scene.num_gaussians - entry.count

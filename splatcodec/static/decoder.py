@@ -9,8 +9,9 @@ container -> PARM -> SceneParameters
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -25,7 +26,7 @@ from ..stages.parameters import SceneParameters
 from ..stages.tile import GAIN_ONE, MAX_TILE, decode_layer, decode_sh, decode_tile, prefix_look
 from ..stages.transform import decompose_covariance, logits
 
-__all__ = ["Selection", "decode_lossy"]
+__all__ = ["LossyBlocks", "Selection", "decode_lossy", "lossy_blocks"]
 
 Progress = Callable[[str, float], None]
 _LAYER_TYPES = ("SHC1", "SHC2", "SHC3")
@@ -245,30 +246,31 @@ def read_parameters(container: Container) -> SceneParameters:
         raise _locate(error, container, entry) from None
 
 
-def decode_lossy(
-    container: Container,
-    selection: Selection = Selection(),
-    *,
-    limits: Limits = DEFAULT_LIMITS,
-    threads: int | None = None,
-    progress: Progress | None = None,
-    damage: list[str] | None = None,
-) -> tuple[Gaussians, npt.NDArray[np.int64]]:
-    """Gaussians of a lossy scene, without side arrays and metadata.
+@dataclass(frozen=True)
+class _Chosen:
+    """What a selection asks for: units in file order, layers of SH components, and how prefixes look.
 
-    Args:
-        selection: which of them; all by default.
-        threads: chunks decoded at once; the result does not depend on it.
-        progress: called with (stage, share done 0..1).
-        damage: gets a line for each chunk left out, if the selection says to keep going.
-
-    Returns:
-        the Gaussians, and the (n,) int64 row that each has in the whole scene, -1 for merged ones of level 0.
-
-    Raises:
-        SplatCodecError: the file is damaged or breaks the limits; names file, chunk and byte.
-        ParameterError: the selection asks for what is not there.
+    Attributes:
+        rows_of: first row of each (level, tile) in the whole scene. looks: grow and gain by tile.
     """
+
+    parameters: SceneParameters
+    units: list[Unit[ChunkEntry]]
+    layers: int
+    rows_of: dict[tuple[int, int], int]
+    looks: dict[int, tuple[int, int]]
+
+    @property
+    def total(self) -> int:
+        """Number of Gaussians of all units."""
+        return sum(unit.tile.count for unit in self.units)
+
+    def look(self, unit: Unit[ChunkEntry]) -> tuple[int, int]:
+        """Grow and gain of a unit."""
+        return self.looks.get(unit.tile.tile, (0, GAIN_ONE))
+
+
+def _choose(container: Container, selection: Selection, limits: Limits) -> _Chosen:
     parameters = read_parameters(container)
     every = read_units(container, limits)
     for unit in every:
@@ -298,7 +300,6 @@ def decode_lossy(
     rest = num_sh_coefficients(parameters.sh_degree) - 1
     total = sum(unit.tile.count for unit in units)
     limits.check_bytes(total * 4 * (14 + 3 * rest), "the scene", file=container.name)
-    scene = BlankScene([unit.tile.count for unit in units], parameters.sh_degree)
     highest: dict[int, int] = {}
     for unit in every:
         highest[unit.tile.tile] = max(unit.tile.level, highest.get(unit.tile.tile, 0))
@@ -307,6 +308,36 @@ def decode_lossy(
     for tile, unit in top.items():
         if 0 < unit.tile.level < highest[tile]:
             looks[tile] = _guarded(container, unit.tile, prefix_look)
+    return _Chosen(parameters, units, layers, rows_of, looks)
+
+
+def decode_lossy(
+    container: Container,
+    selection: Selection = Selection(),
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    damage: list[str] | None = None,
+) -> tuple[Gaussians, npt.NDArray[np.int64]]:
+    """Gaussians of a lossy scene, without side arrays and metadata.
+
+    Args:
+        selection: which of them; all by default.
+        threads: chunks decoded at once; the result does not depend on it.
+        progress: called with (stage, share done 0..1).
+        damage: gets a line for each chunk left out, if the selection says to keep going.
+
+    Returns:
+        the Gaussians, and the (n,) int64 row that each has in the whole scene, -1 for merged ones of level 0.
+
+    Raises:
+        SplatCodecError: the file is damaged or breaks the limits; names file, chunk and byte.
+        ParameterError: the selection asks for what is not there.
+    """
+    chosen = _choose(container, selection, limits)
+    parameters, units, rows_of = chosen.parameters, chosen.units, chosen.rows_of
+    scene = BlankScene([unit.tile.count for unit in units], parameters.sh_degree)
     left_out: list[tuple[int, str]] = []
 
     def read(entry: ChunkEntry) -> bytes | None:
@@ -324,9 +355,8 @@ def decode_lossy(
         if contents[0] is None:
             scene.leave_out(k)
             return
-        look = looks.get(unit.tile.tile, (0, GAIN_ONE))
         try:
-            scene.decode(k, parameters, contents[0], contents[1:], look)
+            scene.decode(k, parameters, contents[0], contents[1:], chosen.look(unit))
         except SplatCodecError as error:
             which = entries[getattr(error, "layer", 0)] or unit.tile
             located = _locate(error, container, which)
@@ -342,7 +372,7 @@ def decode_lossy(
         for first in range(0, len(units), 2 * workers):
             batch = range(first, min(first + 2 * workers, len(units)))
             for k in batch:
-                wanted = [units[k].tile, *units[k].layers[:layers]]
+                wanted = [units[k].tile, *units[k].layers[: chosen.layers]]
                 loaded[k] = [read(entry) if entry else None for entry in wanted]
             for _ in pool.map(work, batch):
                 done += 1
@@ -352,7 +382,7 @@ def decode_lossy(
         damage.extend(text for _, text in sorted(left_out))
     gaussians = scene.gaussians()
     if selection.everything and not left_out:
-        return gaussians, np.arange(total)
+        return gaussians, np.arange(chosen.total)
     spans = [(rows_of.get((unit.tile.level, unit.tile.tile), -1), unit.tile.count) for unit in units]
     parts = [np.arange(a, a + n) if a >= 0 else np.full(n, -1) for a, n in spans]
     rows = np.concatenate(parts) if parts else np.zeros(0, np.int64)
@@ -361,6 +391,73 @@ def decode_lossy(
         low, high = np.asarray(selection.region, np.float64)
         inside &= ((gaussians.means >= low) & (gaussians.means <= high)).all(1)
     return gaussians.selected(inside), rows[inside]
+
+
+@dataclass(frozen=True)
+class LossyBlocks:
+    """A lossy scene, or a part of it, decoded chunk by chunk.
+
+    Attributes:
+        num_gaussians, sh_degree: of all of it. rows: its Gaussians, a unit at a time, in the order of `decode_lossy`.
+    """
+
+    num_gaussians: int
+    sh_degree: int
+    rows: Callable[[], Iterator[Gaussians]]
+
+
+def lossy_blocks(
+    container: Container,
+    selection: Selection = Selection(),
+    *,
+    limits: Limits = DEFAULT_LIMITS,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> LossyBlocks | None:
+    """`decode_lossy` with no more than a few chunks in memory.
+
+    Args: as for `decode_lossy`.
+
+    Returns:
+        None where the number of Gaussians shows only when all are decoded: of a region, or past damage.
+
+    Raises:
+        SplatCodecError: as `decode_lossy`, here or while rows are read.
+    """
+    if selection.region is not None or selection.keep_going:
+        return None
+    chosen = _choose(container, selection, limits)
+    workers = worker_count(threads)
+
+    def work(unit: Unit[ChunkEntry], contents: list[bytes | None]) -> Gaussians:
+        scene = BlankScene([unit.tile.count], chosen.parameters.sh_degree)
+        assert contents[0] is not None
+        try:
+            scene.decode(0, chosen.parameters, contents[0], contents[1:], chosen.look(unit))
+        except SplatCodecError as error:
+            entry = [unit.tile, *unit.layers][getattr(error, "layer", 0)] or unit.tile
+            raise _locate(error, container, entry) from None
+        return scene.gaussians()
+
+    def rows() -> Iterator[Gaussians]:
+        with ThreadPoolExecutor(workers) as pool:
+            waiting: deque[Future[Gaussians]] = deque()
+            done = 0
+            for unit in chosen.units:
+                entries = [unit.tile, *unit.layers[: chosen.layers]]
+                # Read here, as a file has one position.
+                waiting.append(pool.submit(work, unit, [container.read(entry) if entry else None for entry in entries]))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+                    done += 1
+                    if progress:
+                        progress("decode", done / len(chosen.units))
+            while waiting:
+                yield waiting.popleft().result()
+            if progress:
+                progress("decode", 1.0)
+
+    return LossyBlocks(chosen.total, chosen.parameters.sh_degree, rows)
 
 
 def _guarded(container: Container, entry: ChunkEntry, look: Callable[[bytes], tuple[int, int]]) -> tuple[int, int]:
