@@ -134,7 +134,7 @@ def open_blocks(
     from . import formats
 
     if format == "splc" or (format is None and not os.path.isdir(path) and is_splc(path)):
-        with open(path, limits=limits) as scene:
+        with _open_still(path, limits) as scene:
             yield scene.blocks(threads=threads)
         return
     if format is None and os.fspath(path).lower().endswith(SUFFIX):

@@ -1,0 +1,211 @@
+#!/usr/bin/env python3
+"""KB a frame and covered PSNR of moving scenes, and how fast they are coded, beside per-frame files and V3's layout.
+
+    python tools/sequence_bench.py SCENE [SCENE ...] --json docs/sequences.json     # 60 frames each, noise of 45 dB
+    python tools/sequence_bench.py SCENE --noise-db 38 --only motion spz            # the harder set, some codecs
+
+The frames are those of tools/make_sequences.py. All codecs see the same frames and are judged by the same pictures:
+PSNR over covered pixels, mean over views of every so-manieth frame. Per-frame files hold only what is there in a
+frame (absent Gaussians are dropped for them); they are written for the judged frames, and their mean size counts.
+At equal PSNR our bytes are interpolated (log bytes over dB) on our own curve at the peer's PSNR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from make_sequences import MovingScene
+
+from splatcodec import api
+from splatcodec.gaussians import Gaussians
+from splatcodec.metrics.psnr import covered_psnr_db
+from splatcodec.render.camera import Camera, evaluation_cameras
+from splatcodec.render.cpu import render
+from splatcodec.render.rendering import Rendering
+
+__all__ = ["Judge", "at_psnr", "measure"]
+
+_QUALITIES = (35.0, 50.0, 65.0, 80.0)
+
+
+class Judge:
+    """Pictures of the original's frames, and the PSNR of others beside them."""
+
+    def __init__(self, moving: MovingScene, every: int, views: int, size_px: int) -> None:
+        self.numbers = list(range(0, moving.num_frames, every))
+        middle = moving.frame(moving.num_frames // 2, drop_absent=True)
+        self.cameras: list[Camera] = evaluation_cameras(middle, num_views=views, size_px=size_px)
+        self._pictures: dict[int, list[Rendering]] = {
+            k: [render(moving.frame(k, drop_absent=True), camera) for camera in self.cameras] for k in self.numbers
+        }
+
+    def psnr_db(self, frames: Iterator[tuple[int, Gaussians]]) -> tuple[float, float]:
+        """Mean over frames and views, and the worst frame's mean."""
+        found = []
+        for number, frame in frames:
+            pictures = self._pictures[number]
+            found.append(np.mean([covered_psnr_db(a, render(frame, c)) for a, c in zip(pictures, self.cameras)]))
+        return float(np.mean(found)), float(np.min(found))
+
+
+def _ours(moving: MovingScene, judge: Judge, quality: float, profile: str, folder: Path, group: int) -> dict[str, Any]:
+    path = folder / "moving.splc"
+    frames = list(moving.frames())
+    clock = time.perf_counter()
+    report = api.compress_sequence(frames, path, quality=quality, profile=profile, group=group, overwrite=True)
+    encoding = time.perf_counter() - clock
+    with api.open_moving(path) as scene:
+        for _ in scene.frames(0, 2):  # compiled, and not counted
+            pass
+    with api.open_moving(path) as scene:
+        clock = time.perf_counter()
+        for _ in scene.frames():
+            pass
+        decoding = time.perf_counter() - clock
+        psnr, worst = judge.psnr_db((k, scene.frame(k)) for k in judge.numbers)
+    return {
+        "codec": f"splatcodec {profile}", "setting": f"quality {quality:g}",
+        "kb_per_frame": report.bytes_per_frame / 1e3,
+        "psnr_db": psnr, "worst_frame_db": worst, "encode_fps": moving.num_frames / encoding,
+        "decode_fps": moving.num_frames / decoding,
+    }  # fmt: skip
+
+
+def _files(moving: MovingScene, judge: Judge, suffix: str, folder: Path, every: int = 1) -> dict[str, Any]:
+    sizes, decoded, writing, reading = [], [], 0.0, 0.0
+    for k in judge.numbers[::every]:
+        frame = moving.frame(k, drop_absent=True)
+        path = folder / f"frame{suffix}"
+        clock = time.perf_counter()
+        api.write(frame, path, overwrite=True)
+        writing += time.perf_counter() - clock
+        sizes.append(path.stat().st_size)
+        clock = time.perf_counter()
+        decoded.append((k, api.read(path)))
+        reading += time.perf_counter() - clock
+    psnr, worst = judge.psnr_db(iter(decoded))
+    return {
+        "codec": f"{suffix[1:].upper()} a frame", "setting": f"{len(sizes)} frames",
+        "kb_per_frame": np.mean(sizes) / 1e3,
+        "psnr_db": psnr, "worst_frame_db": worst,
+        "encode_fps": len(sizes) / writing, "decode_fps": len(sizes) / reading,
+    }  # fmt: skip
+
+
+def _v3(moving: MovingScene, judge: Judge, qp: int) -> dict[str, Any]:
+    import v3_layout
+
+    total, decoded = 0, []
+    clock = time.perf_counter()
+    for at in range(0, moving.num_frames, v3_layout.GROUP_FRAMES):
+        frames = [moving.frame(k) for k in range(at, min(at + v3_layout.GROUP_FRAMES, moving.num_frames))]
+        group = v3_layout.encode_group(frames, qp=qp)
+        total += group.size_bytes
+        decoded += [(at + k, frame) for k, frame in enumerate(group.frames) if at + k in judge.numbers]
+    seconds = time.perf_counter() - clock
+    psnr, worst = judge.psnr_db(iter(decoded))
+    return {
+        "codec": "V3 layout", "setting": f"QP {qp}", "kb_per_frame": total / moving.num_frames / 1e3, "psnr_db": psnr,
+        "worst_frame_db": worst, "encode_fps": moving.num_frames / seconds, "decode_fps": None,
+    }  # fmt: skip
+
+
+def at_psnr(curve: list[dict[str, Any]], psnr_db: float) -> float | None:
+    """KB a frame of a curve at a PSNR, by log bytes over dB; None outside of it (a dB beyond its ends is taken)."""
+    points = sorted((point["psnr_db"], math.log(point["kb_per_frame"])) for point in curve)
+    if not points or not points[0][0] - 1.0 <= psnr_db <= points[-1][0] + 1.0:
+        return None
+    return float(math.exp(np.interp(psnr_db, [p for p, _ in points], [k for _, k in points])))
+
+
+def measure(name: str, scene: Gaussians, args: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
+    """All codecs on one scene."""
+    moving = MovingScene(scene, args.frames, args.noise_db or None)
+    judge = Judge(moving, args.every, args.views, args.size)
+    rows: list[dict[str, Any]] = []
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append(row)
+        tell(f"{name}: {row['codec']} {row['setting']}: {row['kb_per_frame']:.1f} KB a frame, {row['psnr_db']:.2f} dB "
+             f"(worst frame {row['worst_frame_db']:.2f}), encode {row['encode_fps']:.2f}, "
+             f"decode {row['decode_fps'] or float('nan'):.1f} frames a second")  # fmt: skip
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if "motion" in args.only:
+            for quality in args.quality:
+                add(_ours(moving, judge, quality, "motion", folder, args.group))
+        if "video" in args.only:
+            for quality in args.quality[1:2]:
+                add(_ours(moving, judge, quality, "video", folder, args.group))
+        if "spz" in args.only:
+            add(_files(moving, judge, ".spz", folder))
+        if "sog" in args.only:
+            add(_files(moving, judge, ".sog", folder, every=max(1, len(judge.numbers) // 3)))
+        if "v3" in args.only:
+            add(_v3(moving, judge, 25))
+    motion = [row for row in rows if row["codec"] == "splatcodec motion"]
+    for row in rows:
+        if not row["codec"].startswith("splatcodec"):
+            ours = at_psnr(motion, row["psnr_db"])
+            row["ours_over_it"] = ours / row["kb_per_frame"] if ours else None
+    return {
+        "scene": name, "num_gaussians": len(scene), "sh_degree": scene.sh_degree, "frames": args.frames,
+        "noise_db": args.noise_db, "judged_frames": judge.numbers, "views": args.views, "size_px": args.size,
+        "rows": rows,
+    }  # fmt: skip
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """As Markdown."""
+    lines = ["| scene, noise | codec | KB a frame | PSNR dB | worst frame | encode fps | decode fps | ours over it |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for result in results:
+        for row in result["rows"]:
+            share = row.get("ours_over_it")
+            told = f"1/{1 / share:.0f}" if share else ("-" if "ours_over_it" in row else "")
+            decode = f"{row['decode_fps']:.1f}" if row["decode_fps"] else "-"
+            lines.append(
+                f"| {result['scene']}, {result['noise_db']:g} dB | {row['codec']}, {row['setting']} | "
+                f"{row['kb_per_frame']:.1f} | {row['psnr_db']:.2f} | {row['worst_frame_db']:.2f} | "
+                f"{row['encode_fps']:.2f} | {decode} | {told} |"
+            )
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("scenes", nargs="+", type=Path)
+    parser.add_argument("--frames", type=int, default=60)
+    parser.add_argument("--group", type=int, default=30)
+    parser.add_argument("--noise-db", type=float, default=45.0)
+    parser.add_argument("--quality", type=float, nargs="+", default=list(_QUALITIES))
+    parser.add_argument("--every", type=int, default=7, help="judge every so-manieth frame")
+    parser.add_argument("--views", type=int, default=6)
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--only", nargs="+", default=["motion", "video", "spz", "sog", "v3"])
+    parser.add_argument("--json", type=Path, help="add the results to this file")
+    args = parser.parse_args()
+    results = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
+    for path in args.scenes:
+        found = measure(path.stem, api.read(path), args, lambda text: print(text, file=sys.stderr, flush=True))
+        same = [r for r in results if (r["scene"], r["noise_db"]) == (found["scene"], found["noise_db"])]
+        results = [r for r in results if r not in same] + [found]
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
