@@ -7,7 +7,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from .arguments import human_bytes, positive_int, size_bytes
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..gaussians import Gaussians
 
 _VIEWS = 4
+_STILL_FRAMES = 120
 
 
 def frame_range(text: str) -> tuple[int, int | None, int]:
@@ -213,6 +214,18 @@ class _Frames:
         self._scene = api.open_moving(path) if api.is_moving(path) else None
         self._source: Any = None if self._scene is not None else open_frames(path)
 
+    def __enter__(self) -> _Frames:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._scene is not None:
+            self._scene.close()
+
+    @property
+    def rate(self) -> Any:
+        """Frames a second; 30 where the source does not say."""
+        return self._scene.sequence.rate if self._scene is not None else 30
+
     def __len__(self) -> int:
         return self._scene.num_frames if self._scene is not None else len(self._source)
 
@@ -239,12 +252,18 @@ def is_moving(path: str) -> bool:
 def compare(args: argparse.Namespace, console: Console) -> int:
     """Compare two moving scenes frame by frame."""
     from ..errors import ParameterError
-    from ..metrics.moving import compare_frames
-    from ..render.camera import evaluation_cameras
 
     if args.report:
         raise ParameterError("--report is not for moving scenes")
-    sides = [_Frames(path) for path in (args.reference, args.decoded)]
+    with _Frames(args.reference) as reference, _Frames(args.decoded) as decoded:
+        return _compare((reference, decoded), args, console)
+
+
+def _compare(sides: tuple[_Frames, _Frames], args: argparse.Namespace, console: Console) -> int:
+    from ..errors import ParameterError
+    from ..metrics.moving import compare_frames
+    from ..render.camera import evaluation_cameras
+
     start, stop, step = args.frames or (0, None, 1)
     lengths = [len(side) for side in sides]
     stop = min(lengths) if stop is None else min(stop, *lengths)
@@ -311,16 +330,15 @@ def render_video(args: argparse.Namespace, console: Console) -> int:
     size = args.size - args.size % 2
     if size < 16:
         raise ParameterError("videos are at least 16 pixels wide", field="size")
-    if is_moving(args.input):
-        source = _Frames(args.input)
-        rate = api.open_moving(args.input).sequence.rate if api.is_moving(args.input) else 30
-        total = len(source)
-        frames: Iterator[Gaussians] = source.walk(0, total, 1)
-    else:
-        scene, rate, total = api.read(args.input), 30, 120
-        frames = (scene for _ in range(total))
-    temporary = Path(args.output)
-    with atomic_write(args.output, args.overwrite) as file:
+    with ExitStack() as stack:
+        if is_moving(args.input):
+            source = stack.enter_context(_Frames(args.input))
+            rate, total = source.rate, len(source)
+            frames: Iterator[Gaussians] = source.walk(0, total, 1)
+        else:
+            scene, rate, total = api.read(args.input), 30, _STILL_FRAMES
+            frames = (scene for _ in range(total))
+        file = stack.enter_context(atomic_write(args.output, args.overwrite))
         try:
             container = av.open(file, "w", format="mp4")
             stream = container.add_stream("libx264", rate=rate)
@@ -341,5 +359,5 @@ def render_video(args: argparse.Namespace, console: Console) -> int:
         for packet in stream.encode():
             container.mux(packet)
         container.close()
-    console.summary(f"{temporary}: {total} frames, {size} x {size} pixels")
+    console.summary(f"{args.output}: {total} frames, {size} x {size} pixels")
     return ExitCode.OK

@@ -249,7 +249,9 @@ class MotionEncoder:
     def _with_kept_base(self, block: Block, kept: _Part, number: int, pool: ThreadPoolExecutor) -> EncodedGroup | None:
         """A group on an earlier base, extended by what that lacks; None if too much of it has changed."""
         assert self._slope is not None
-        known = np.concatenate(kept.ids) if kept.ids else np.zeros(0, np.int64)
+        if not kept.ids:
+            return None
+        known = np.concatenate(kept.ids)
         common = np.isin(block.ids, known)
         if common.sum() < 0.6 * len(block) or common.sum() < 0.5 * len(known):
             return None

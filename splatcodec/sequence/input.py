@@ -52,7 +52,8 @@ class FrameFolder:
 
     def __post_init__(self) -> None:
         try:
-            entries = sorted(os.scandir(self.path), key=lambda entry: natural_key(entry.name))
+            with os.scandir(self.path) as found:
+                entries = sorted(found, key=lambda entry: natural_key(entry.name))
         except OSError as error:
             raise ParameterError(f"cannot read: {error.strerror}", file=str(self.path)) from None
         names = [
@@ -295,7 +296,8 @@ def is_moving_source(path: PathLike) -> bool:
     if where.is_dir():
         if _is_sog(where) or (where / "lod-meta.json").is_file():
             return False
-        return any(entry.name.lower().endswith(_SCENE_SUFFIXES) or entry.is_dir() for entry in os.scandir(where))
+        with os.scandir(where) as entries:
+            return any(entry.name.lower().endswith(_SCENE_SUFFIXES) or _is_sog(Path(entry.path)) for entry in entries)
     return where.suffix.lower() == ".npz" or _has_motion(where)
 
 
