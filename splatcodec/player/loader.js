@@ -294,9 +294,7 @@ class Loader {
     const most = this.remote && !this.growing ? 3 : 1;
     while (this.queue.length && !this.paused && this.waiting < MAX_WAITING_BYTES && this.running < most) {
       if (this.running && this.owed > AHEAD_BYTES) return;
-      // What is not here already may be in the cache.
-      const { offset, length } = this.queue[0];
-      if (this.looking && offset + length > (/** @type {any} */ (this.file.source).first?.length ?? 0)) return;
+      if (this.mayBeCached(this.queue[0])) return;
       const run = this.nextRun();
       this.running++;
       this.bring(run)
@@ -312,6 +310,15 @@ class Loader {
     }
   }
 
+  /**
+   * Whether it is not known yet if the cache has a chunk, which is not among the first bytes either.
+   * @param {ChunkEntry} entry
+   */
+  mayBeCached({ offset, length }) {
+    const first = /** @type {any} */ (this.file?.source).first?.length ?? 0;
+    return this.looking && offset + length > first;
+  }
+
   /** Chunks for one request: the most wanted one and those behind it in the queue that lie behind it in the file. */
   nextRun() {
     const cached = (/** @type {ChunkEntry} */ entry) => !!this.cache?.has(entry);
@@ -320,7 +327,7 @@ class Loader {
     const most = this.remote ? RUN_BYTES : 1;
     while (this.queue.length && end() - run[0].offset < most && cached(run[0]) === cached(this.queue[0])) {
       const gap = this.queue[0].offset - end();
-      if (gap < 0 || (gap > GAP_BYTES && !cached(run[0]))) break;
+      if (this.mayBeCached(this.queue[0]) || gap < 0 || (gap > GAP_BYTES && !cached(run[0]))) break;
       run.push(/** @type {ChunkEntry} */ (this.queue.shift()));
     }
     for (const entry of run) this.asked.add(entry);

@@ -433,10 +433,11 @@ export class Player {
       this.phase = "complete";
       this.marks.complete = performance.now();
     }
-    if (this.waiting && !this.scene?.places.some(({ state }) => state === "asked")) {
-      const all = this.scene?.places.some(({ damaged }) => damaged);
-      if (all) this.fail({ message: "No part of the scene can be shown: it is damaged.", code: "checksum" });
-      else if (!this.scene?.places.length) this.pictured();
+    const { scene } = this;
+    if (scene && this.waiting && !scene.uploads.length && !scene.places.some(({ state }) => state !== "absent")) {
+      const damaged = scene.places.some(({ damaged }) => damaged);
+      if (damaged) this.fail({ message: "No part of the scene can be shown: it is damaged.", code: "checksum" });
+      else this.pictured();
     }
     this.draw();
     this.tell();
