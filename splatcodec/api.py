@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -36,6 +37,7 @@ __all__ = [
     "compress_sequence",
     "decompress",
     "decompress_file",
+    "on_cluster",
     "open",
     "open_blocks",
     "read",
@@ -173,6 +175,20 @@ def write(
         unknown = [name for name in options if name not in known]
         raise ParameterError(f"options {', '.join(unknown)} are for .splc files only") from None
     return formats.write(gaussians, path, format=format, overwrite=overwrite, options=chosen)
+
+
+def on_cluster(address: str) -> AbstractContextManager[Any]:
+    """A context in which lossy scenes have their tiles coded by a Dask cluster; the bytes are the same.
+
+    Args:
+        address: of its scheduler, such as "tcp://10.0.0.5:8786".
+
+    Raises:
+        BackendUnavailableError: Dask is not installed, nothing answers, or the workers' splatcodec is another one.
+    """
+    from .static import cluster
+
+    return cluster.on_cluster(address)
 
 
 def compress(
@@ -493,7 +509,6 @@ class Scene:
             facts = {name: value for name, value in self.metadata.items() if name != "extras"}
             gaussians = gaussians.replaced(extras=extras, metadata=facts)
         return gaussians if sh_degree is None else gaussians.with_sh_degree(min(sh_degree, gaussians.sh_degree))
-
 
     def blocks(self, *, threads: int | None = None, progress: Progress | None = None, **part: Any) -> Blocks | None:
         """The scene, or a part of it, decoded chunk by chunk: what `read` gives, without holding it.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -31,7 +31,8 @@ from ..render.contribution import Contributions, contributions
 from ..render.cpu import render
 from ..render.rendering import Rendering
 from ..stages.parameters import COLOR_FIRST, OPACITY, SH_FIRST, SIZE_FIRST, SceneParameters, num_streams
-from ..stages.tile import emit_layer, emit_tile, set_prefix_look
+from ..stages.tile import set_prefix_look
+from .cluster import EmittedTile, current_cluster, emitted
 from .decoder import BlankScene, group_units, worker_count
 from .quantization import (
     ColorBases,
@@ -47,7 +48,6 @@ from .quantization import (
     make_tile,
     no_contexts,
     quantize_tile,
-    tile_geometry,
     tile_histograms,
     tile_targets,
 )
@@ -131,7 +131,11 @@ def encode_tiles(gaussians: Gaussians, plan: Plan, levels: LevelPlan, pool: Thre
     def make(job: _Job) -> Tile:
         return make_tile(scene, job.rows, classes, steps, job.level, job.number)
 
-    tiles = list(pool.map(make, jobs))
+    cluster = current_cluster()  # the same functions, on other machines
+    if cluster:
+        tiles = cluster.make(scene, classes, steps, ((job.level, job.number, job.rows) for job in jobs))
+    else:
+        tiles = list(pool.map(make, jobs))
 
     def targets_of(tile: Tile) -> TileTargets:
         return tile_targets(scene, tile, classes, steps, bases)
@@ -149,7 +153,14 @@ def encode_tiles(gaussians: Gaussians, plan: Plan, levels: LevelPlan, pool: Thre
         packed[k] = PackedTile.of(q)
         return [] if plan.mixing else tile_histograms(tiles[k], q, models)
 
-    histograms = pool.map(quantize, range(len(tiles)))
+    def quantized() -> Iterator[list[npt.NDArray[np.int64]]]:
+        assert cluster
+        done = cluster.quantize(scene, classes, tiles, models, steps, bases, feedback, not plan.mixing)
+        for k, (kept, counts) in enumerate(done):
+            packed[k] = kept
+            yield counts
+
+    histograms = quantized() if cluster else pool.map(quantize, range(len(tiles)))
     if plan.mixing:
         deque(histograms, maxlen=0)
         weights = no_contexts(models)
@@ -161,23 +172,18 @@ def encode_tiles(gaussians: Gaussians, plan: Plan, levels: LevelPlan, pool: Thre
     )  # fmt: skip
     parameters.table_set()
 
-    def emit(k: int) -> tuple[bytes, list[bytes], npt.NDArray[np.float64], list[float]]:
-        tile, q = tiles[k], packed.pop(k).unpacked()
-        fractions, shape = tile_geometry(scene, tile)
-        payload, bits = emit_tile(
-            parameters, tile.grid, tile.tree, q.values, q.magnitudes, q.residuals, fractions, shape, plan.mixing
-        )
-        layers = [
-            emit_layer(parameters, tile.tree, layer, q.values, q.magnitudes, q.residuals, plan.mixing)
-            for layer in parameters.layers()
-        ]
-        return payload, [layer for layer, _ in layers], bits, [spent for _, spent in layers]
+    def emit(k: int) -> EmittedTile:
+        return emitted(parameters, scene, tiles[k], packed.pop(k), plan.mixing)
 
+    if cluster:
+        coded = cluster.emit(scene, tiles, packed, parameters, plan.mixing)
+    else:
+        coded = pool.map(emit, range(len(tiles)))
     chunks = [Chunk("PARM", parameters.to_bytes()), _tile_boxes(gaussians, cut)]
     spent: npt.NDArray[np.float64] = np.zeros(SH_FIRST + 2)
     sh_spent = thumbnail_spent = 0.0
     level_chunks: dict[tuple[int, int], list[Chunk]] = {}
-    for tile, (payload, layers, bits, sh_bits) in zip(tiles, pool.map(emit, range(len(tiles)))):
+    for tile, (payload, layers, bits, sh_bits) in zip(tiles, coded):
         for k, content in enumerate([payload, *layers]):
             kind = f"SHC{k}" if k else "TILE"
             chunk = Chunk(kind, content, level=tile.level, tile=tile.number, count=len(tile.rows))

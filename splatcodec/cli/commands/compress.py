@@ -15,6 +15,7 @@ examples:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     moving.add_compress_options(parser)
     add_edit_options(parser)
     add_threads(parser)
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="lossy: code tiles on the Dask cluster there, to the same bytes"
+    )
     add_overwrite(parser)
     add_json(parser, "what was done")
 
@@ -80,17 +84,21 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if not args.overwrite and os.path.lexists(args.output):  # said before the work
             raise ParameterError("the file exists", file=args.output, hint="--overwrite replaces it")
         source, edits = apply_edits(read_scene(args.input, args, console), args, console, threads=args.threads)
-    report = api.compress_file(
-        source,
-        args.output,
-        overwrite=args.overwrite,
-        lossless=args.lossless,
-        reorder=args.reorder,
-        extras=not args.drop_extras,
-        threads=args.threads,
-        progress=console.progress,
-        **_lossy_options(args),
-    )
+    if args.scheduler and args.lossless:
+        raise ParameterError("--scheduler is for lossy files", field="--scheduler")
+    cluster = api.on_cluster(args.scheduler) if args.scheduler else contextlib.nullcontext()
+    with cluster:
+        report = api.compress_file(
+            source,
+            args.output,
+            overwrite=args.overwrite,
+            lossless=args.lossless,
+            reorder=args.reorder,
+            extras=not args.drop_extras,
+            threads=args.threads,
+            progress=console.progress,
+            **_lossy_options(args),
+        )
     if args.lossless and has_edits(args):
         report.notes.append("the edited scene is kept exactly, not the file it was made from")
     for stage, seconds in report.seconds.items():
