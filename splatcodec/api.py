@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .formats import Blocks
     from .preprocess.plan import LossyOptions
     from .sequence.scene import MovingScene, SequenceReport
+    from .static.encoder import Refinement
 
 __all__ = [
     "CompressReport",
@@ -202,6 +203,7 @@ def compress(
     progress: Progress | None = None,
     limits: Limits = DEFAULT_LIMITS,
     report: CompressReport | None = None,
+    refinement: Refinement | None = None,
     **lossy: Any,
 ) -> bytes:
     """Compress a scene to the bytes of a `.splc` file.
@@ -216,6 +218,7 @@ def compress(
         threads: worker threads (default: one a core); the bytes do not depend on it.
         progress: called with (stage, share done 0..1).
         report: filled in if given.
+        refinement: lossy only: what fits the scene while it is encoded; `splatcodec.training.refine` has one.
         lossy: fields of `LossyOptions`: quality, target_psnr, target_size, effort ...
 
     Returns:
@@ -228,7 +231,7 @@ def compress(
     report = report if report is not None else CompressReport()
     started = time.perf_counter()
     if lossless:
-        if lossy or options is not None:
+        if lossy or options is not None or refinement is not None:
             raise ParameterError(f"lossless takes no {', '.join(lossy) or 'lossy options'}")
         chunks, features, count = _compress_lossless(source, reorder, extras, threads, limits, report, progress)
     else:
@@ -248,7 +251,7 @@ def compress(
         elif lossy:
             raise ParameterError("pass either options or their fields, not both")
         gaussians = _source_gaussians(source, limits, report)
-        chunks, features, count = _compress_lossy(gaussians, options, extras, threads, report, progress)
+        chunks, features, count = _compress_lossy(gaussians, options, extras, threads, report, progress, refinement)
     file = io.BytesIO()
     report.size_bytes = write_container(file, chunks, num_gaussians=count, features=features)
     report.seconds["total"] = time.perf_counter() - started
@@ -273,6 +276,7 @@ def _compress_lossy(
     threads: int | None,
     report: CompressReport,
     progress: Progress | None,
+    refinement: Refinement | None,
 ) -> tuple[list[Chunk], list[Feature], int]:
     from .static.encoder import encode_lossy
 
@@ -287,7 +291,9 @@ def _compress_lossy(
         probe = [_meta_chunk(gaussians.metadata), *_side_chunks(side, threads)]
         overhead = write_container(io.BytesIO(), probe, num_gaussians=0, features=[Feature("lossy-1")])
         overhead += overhead // 32 + 64 + 96 * len(side)
-    encoded = encode_lossy(cleaned, options, overhead_bytes=overhead, threads=threads, progress=progress)
+    encoded = encode_lossy(
+        cleaned, options, overhead_bytes=overhead, threads=threads, progress=progress, refinement=refinement
+    )
     report.num_coded = len(encoded.order)
     report.rate_bits.update(encoded.rate_bits)
     report.seconds.update(encoded.seconds)

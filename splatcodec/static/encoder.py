@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -52,9 +53,10 @@ from .quantization import (
     tile_targets,
 )
 
-__all__ = ["EncodedTiles", "LevelPlan", "decode_encoded", "encode_lossy", "encode_tiles"]
+__all__ = ["EncodedTiles", "LevelPlan", "Refinement", "decode_encoded", "encode_lossy", "encode_tiles"]
 
 Progress = Callable[[str, float], None]
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass
@@ -99,6 +101,32 @@ class LevelPlan:
     ranks: npt.NDArray[np.int64]
     thumbnail: Callable[[int], Gaussians] | None = None
     levels: bool = True
+
+
+class Refinement(Protocol):
+    """What a caller may do to a scene while it is encoded: `training.refine` fits it to the original's pictures."""
+
+    @property
+    def gain_db(self) -> float:
+        """The PSNR that the scene may lose at first, because `before` and `after` win it back."""
+        ...
+
+    @property
+    def prune(self) -> float:
+        """Removal error at which a Gaussian is still dropped once `before` has chosen (`Tuning.prune`)."""
+        ...
+
+    def before(self, gaussians: Gaussians, plan: Callable[[Gaussians, float], Plan]) -> tuple[Gaussians, Rows]:
+        """Another scene to encode in place of this, and which row of this each of its Gaussians comes from.
+
+        Args:
+            plan: from a scene and its `Tuning.prune` to what the encoder would make of it at about the final slope.
+        """
+        ...
+
+    def after(self, scene: Gaussians, plan: Plan, rows: Rows, decoded: Gaussians) -> Gaussians:
+        """The scene with other opacities and colours, now that it is known what `rows` of it decode to."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -314,6 +342,8 @@ _EFFORTS = {
 _IMPORTANCE_SEED, _CHECK_SEED, _REFIT_SEED, _LOOK_SEED = 0, 1, 2, 3
 _REFIT_PX, _REFIT_STEPS = 256, 5
 _TOLERANCE_DB = 0.25
+_MAX_REFINED_TRIALS = 3  # each one is minutes of fitting, and begins near its goal
+_DEFAULT_TUNING = Tuning()
 _LARGE_SCENE = 400_000  # a trial takes long: half the views, at most two trials below effort 7
 _SMALL_SCENE = 30_000  # trials are cheap and statistics poor: two more of them
 _DB_PER_OCTAVE = -5.5  # how the PSNR follows K before two trials tell
@@ -323,10 +353,11 @@ def encode_lossy(
     gaussians: Gaussians,
     options: LossyOptions,
     *,
-    tuning: Tuning | None = None,
+    tuning: Tuning = _DEFAULT_TUNING,
     overhead_bytes: int = 0,
     threads: int | None = None,
     progress: Progress | None = None,
+    refinement: Refinement | None = None,
 ) -> EncodedTiles:
     """Encode a cleaned scene to the quality or size asked for.
 
@@ -336,54 +367,84 @@ def encode_lossy(
         overhead_bytes: what of a target size goes to other chunks.
         threads: worker threads; the bytes do not depend on it.
         progress: called with (stage, share done).
+        refinement: changes the scene before and while it is encoded; quality is still that beside `gaussians`.
 
     Raises:
         ParameterError: the target size cannot be met.
     """
-    tuning = tuning or Tuning()
     tell = progress or (lambda stage, share: None)
     effort = _EFFORTS[options.effort]
     seconds: dict[str, float] = {}
     with ThreadPoolExecutor(worker_count(threads)) as pool:
+
+        def measure(scene: Gaussians) -> tuple[Contributions, ViewWeights | None]:
+            seen_from = ViewWeights(cameras, scene.num_gaussians) if scene.sh_degree else None
+            measured = contributions(
+                scene,
+                cameras,
+                equalize=True,
+                num_threads=threads,
+                on_view=seen_from.add if seen_from else None,
+                progress=lambda k, n: tell("importance", k / n),
+            )
+            return measured, seen_from
+
+        def search(encode: Callable[[float], EncodedTiles], less_db: float = 0.0) -> tuple[float, EncodedTiles]:
+            if options.target_size is not None:
+                return _meet_size(measured, encode, options.target_size - overhead_bytes, first, tell)
+            wanted = options.wanted_psnr_db - less_db
+            return _meet_quality(gaussians, measured, encode, wanted, effort, pool, first, tell)
+
         clock = time.perf_counter()
         cameras = _importance_cameras(gaussians, effort)
-        seen_from = ViewWeights(cameras, gaussians.num_gaussians) if gaussians.sh_degree else None
-        measured = contributions(
-            gaussians,
-            cameras,
-            equalize=True,
-            num_threads=threads,
-            on_view=seen_from.add if seen_from else None,
-            progress=lambda k, n: tell("importance", k / n),
-        )
+        measured, seen_from = measure(gaussians)
         seconds["importance"] = time.perf_counter() - clock
-        clock = time.perf_counter()
-
+        scene, rows, first = gaussians, None, None  # `first`: log2 K to begin with
         levels = LevelPlan(np.arange(gaussians.num_gaussians), levels=False)
+
+        def plan_at(slope: float) -> Plan:
+            return replace(make_plan(scene, measured, 2.0**slope, options, tuning, seen_from), mixing=effort.mixing)
+
+        if refinement:
+            clock = time.perf_counter()
+            start, _ = search(lambda slope: encode_tiles(gaussians, plan_at(slope), levels, pool), refinement.gain_db)
+
+            def plan_of(part: Gaussians, prune: float) -> Plan:
+                seen = measured if part is gaussians else measure(part)[0]
+                return make_plan(part, seen, 2.0**start, options, replace(tuning, prune=prune))
+
+            scene, rows = refinement.before(gaussians, plan_of)
+            first, tuning = start, replace(tuning, prune=refinement.prune)
+            if scene is not gaussians:
+                measured, seen_from = measure(scene)
+            seconds["refinement"] = time.perf_counter() - clock
+
+        clock = time.perf_counter()
         if options.levels:
-            levels = _level_plan(gaussians, measured, cameras, options.effort)
+            levels = _level_plan(scene, measured, cameras, options.effort)
         seconds["levels"] = time.perf_counter() - clock
         clock = time.perf_counter()
         views = None
-        if effort.refit_views:
+        if effort.refit_views and not refinement:
             fit_cameras = encoder_cameras(gaussians, num_views=effort.refit_views, size_px=_REFIT_PX, seed=_REFIT_SEED)
             views = RefitViews.of(gaussians, fit_cameras)
 
         def encode(slope: float) -> EncodedTiles:
-            plan = make_plan(gaussians, measured, 2.0**slope, options, tuning, seen_from)
-            plan = replace(plan, mixing=effort.mixing)
-            encoded = encode_tiles(gaussians, plan, levels, pool)
-            return _with_fitted_colors(gaussians, plan, levels, encoded, views, measured, pool) if views else encoded
+            plan = plan_at(slope)
+            encoded = encode_tiles(scene, plan, levels, pool)
+            if refinement:
+                decoded = decode_encoded(encoded, pool).replaced(metadata=scene.metadata)
+                return encode_tiles(refinement.after(scene, plan, encoded.order, decoded), plan, levels, pool)
+            return _with_fitted_colors(scene, plan, levels, encoded, views, measured, pool) if views else encoded
 
-        if options.target_size is not None:
-            best = _meet_size(gaussians, measured, encode, options.target_size - overhead_bytes, pool, tell)
-        else:
-            best = _meet_quality(gaussians, measured, encode, options.wanted_psnr_db, effort, pool, tell)
+        _, best = search(encode)
         best.mixing = effort.mixing
         seconds["coding"] = time.perf_counter() - clock
         clock = time.perf_counter()
         _set_looks(gaussians, best, pool)
         seconds["levels"] += time.perf_counter() - clock
+    if rows is not None:
+        best.order = rows[best.order]
     best.seconds = seconds
     dropped = gaussians.num_gaussians - len(best.order)
     if dropped:
@@ -486,10 +547,18 @@ def _meet_quality(
     wanted: float,
     effort: Effort,
     pool: ThreadPoolExecutor,
+    first: float | None,
     tell: Progress,
-) -> EncodedTiles:
-    """Secant steps on log2 K until the check views are within tolerance of the PSNR wanted."""
-    slope = np.log2(_first_slope(measured, wanted))
+) -> tuple[float, EncodedTiles]:
+    """Secant steps on log2 K until the check views are within tolerance of the PSNR wanted.
+
+    Args:
+        first: log2 K to begin with; None = what the model says.
+
+    Returns:
+        log2 K and the encoding nearest to the PSNR wanted.
+    """
+    slope = float(np.log2(_first_slope(measured, wanted))) if first is None else first
     cameras: list[Camera] = []
     originals: list[Rendering] = []
     if effort.trials > 1:
@@ -502,23 +571,24 @@ def _meet_quality(
     tried: list[tuple[float, float]] = []
     trials = min(effort.trials, 2) if gaussians.num_gaussians > _LARGE_SCENE else effort.trials
     trials += 2 if effort.trials > 1 and gaussians.num_gaussians < _SMALL_SCENE else 0
-    best: tuple[float, EncodedTiles] | None = None
+    trials = min(trials, _MAX_REFINED_TRIALS) if first is not None else trials
+    best: tuple[float, float, EncodedTiles] | None = None
     for trial in range(trials):
         tell("coding", trial / trials)
         encoded = encode(slope)
         if not cameras or not gaussians.num_gaussians:
-            return encoded
+            return slope, encoded
         psnr = _mean_psnr_db(gaussians, encoded, cameras, originals, pool)
         miss = wanted - psnr
         if best is None or abs(miss) < best[0]:
-            best = abs(miss), encoded
+            best = abs(miss), slope, encoded
         if abs(miss) < _TOLERANCE_DB:
             break
         tried.append((slope, psnr))
         slope += float(np.clip(miss / _gradient(tried), -4.0, 4.0))
     assert best is not None
     tell("coding", 1.0)
-    return best[1]
+    return best[1], best[2]
 
 
 def _mean_psnr_db(
@@ -541,16 +611,15 @@ def _gradient(tried: list[tuple[float, float]]) -> float:
 
 
 def _meet_size(
-    gaussians: Gaussians,
     measured: Contributions,
     encode: Callable[[float], EncodedTiles],
     target_size: int,
-    pool: ThreadPoolExecutor,
+    first: float | None,
     tell: Progress,
-) -> EncodedTiles:
-    """Find the largest encoding that does not exceed the target size, and uses at least 97 % of it."""
+) -> tuple[float, EncodedTiles]:
+    """Find the largest encoding that does not exceed the target size, and uses at least 97 % of it; and its log2 K."""
     budget = target_size - 64
-    slope = np.log2(_first_slope(measured, 43.0))
+    slope = float(np.log2(_first_slope(measured, 43.0))) if first is None else first
     below: tuple[float, int, EncodedTiles] | None = None  # slope, bytes
     above: tuple[float, int] | None = None
     trials = 14
@@ -579,4 +648,4 @@ def _meet_size(
             f"the scene does not fit in {target_size} bytes; the smallest tried has {above[1] if above else 0}",
             field="target_size",
         )
-    return below[2]
+    return below[0], below[2]

@@ -8,8 +8,9 @@ examples:
   splatcodec compress scene.ply scene.splc --quality 80
   splatcodec compress scene.ply scene.splc --target-size 5M
   splatcodec compress scene.ply scene.splc --lossless
-  splatcodec compress scene.ply part.splc --crop-box -1,-1,-1,1,1,1 --sh-degree 1
+  splatcodec compress scene.ply scene.splc --refine 400
   splatcodec compress frames/ moving.splc --fps 30
+  splatcodec compress scene.ply part.splc --crop-box -1,-1,-1,1,1,1 --sh-degree 1
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from ..exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from ...api import CompressReport
+
+
+_COMPACT_STEPS = 600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +63,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--levels",
         action=argparse.BooleanOptionalAction,
         help="levels of detail and a thumbnail, for loading coarse to fine (default: do)",
+    )
+    parser.add_argument(
+        "--refine",
+        type=int,
+        metavar="N",
+        help="fit the scene to its own pictures in N steps while it is encoded: smaller, slower (400 is a good number)",
+    )
+    parser.add_argument(
+        "--compact",
+        action="store_true",
+        help="with fewer Gaussians, fitted to the original's pictures (with --refine 600 unless given)",
     )
     parser.add_argument("--drop-extras", action="store_true", help="leave out side arrays (normals, labels ...)")
     moving.add_compress_options(parser)
@@ -97,6 +112,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             extras=not args.drop_extras,
             threads=args.threads,
             progress=console.progress,
+            refinement=_refinement(args, console),
             **_lossy_options(args),
         )
     if args.lossless and has_edits(args):
@@ -110,6 +126,23 @@ def run(args: argparse.Namespace, console: Console) -> int:
     else:
         console.summary(summary(args.output, report))
     return ExitCode.OK
+
+
+def _refinement(args: argparse.Namespace, console: Console) -> Any:
+    """What --refine and --compact ask for; None without them."""
+    from ...errors import BackendUnavailableError, ParameterError
+
+    if args.refine is None and not args.compact:
+        return None
+    if args.lossless:
+        raise ParameterError("--refine and --compact change values: not with --lossless")
+    try:
+        from ...training.refine import RefineOptions, Refiner
+    except ImportError:
+        raise BackendUnavailableError("refinement needs torch", hint="pip install 'splatcodec[train]'") from None
+    return Refiner(
+        RefineOptions(args.refine or (_COMPACT_STEPS if args.compact else 0), args.compact), console.progress
+    )
 
 
 def _lossy_options(args: argparse.Namespace) -> dict[str, Any]:

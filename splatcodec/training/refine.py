@@ -1,0 +1,173 @@
+"""Smaller files of finished scenes, without photographs: the original's own pictures are what the file is fitted to.
+
+Two things in turn, the first only if asked for (docs/design/refinement.md):
+
+1. Compaction: Gaussians go by removal error, in rounds, and those that stay are fitted to the original's pictures with
+   the quantizer in the loop: noise of the steps that the encoder will use keeps neighbours from relying on each other's
+   exact values.
+2. Once geometry is coded, opacities and colours are fitted to what it decoded to, and coded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .. import api
+from ..errors import ParameterError
+from ..files import PathLike
+from ..gaussians import SH_C0, Gaussians
+from ..preprocess.plan import Plan, Tuning
+from ..render.camera import encoder_cameras
+from .fine_tune import FineTuneOptions, Teacher, fine_tune
+
+__all__ = ["RefineOptions", "Refiner", "compress_refined"]
+
+Progress = Callable[[str, float], None]
+Rows = npt.NDArray[np.int64]
+
+_COLOURS = ("opacities", "sh0", "shN")
+_TEACHER_SEED = 4  # views that neither importance nor quality checks nor levels use
+# Pruning in rounds: multiples of the encoder's own threshold, and their shares of the iterations.
+# With harmonics a Gaussian costs more, so more of them go.
+_ROUNDS = (((1.0, 0.2), (2.0, 0.2), (4.0, 0.6)), ((2.0, 0.2), (6.0, 0.2), (16.0, 0.6)))
+_KEPT_PRUNE = 0.02  # what is left has become important: almost none of it goes later
+_COLOUR_SHARE = 0.25  # of the iterations of a compaction, each time geometry is coded
+_GAIN_DB = 1.5
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    """How a scene is refined.
+
+    Attributes:
+        iterations: steps of fitting, one view each: of opacities and colours each time geometry is coded (once to three
+            times), or of all attributes where the number of Gaussians is reduced.
+        compact: also reduce the number of Gaussians.
+        views: how many views the original is rendered from.
+        size_px: size of the pictures.
+
+    Raises:
+        ParameterError: a value out of range.
+    """
+
+    iterations: int = 400
+    compact: bool = False
+    views: int = 64
+    size_px: int = 384
+
+    def __post_init__(self) -> None:
+        if self.iterations < 1:
+            raise ParameterError(f"{self.iterations} iterations of refinement, expected 1 or more", field="refine")
+        if self.views < 1 or not 16 <= self.size_px <= 4096:
+            raise ParameterError(f"{self.views} views of {self.size_px} pixels", field="views")
+
+
+@dataclass
+class Refiner:
+    """The `static.encoder.Refinement` that fits by gradients.
+
+    Attributes:
+        options: how long and on what.
+        progress: called with (stage, share done).
+    """
+
+    options: RefineOptions
+    progress: Progress | None = None
+    tuning: Tuning = field(default_factory=Tuning)
+    _teacher: Teacher | None = None
+
+    @property
+    def gain_db(self) -> float:
+        """What the scene may lose at first; see `static.encoder.Refinement`."""
+        return 0.0 if self.options.compact else _GAIN_DB
+
+    @property
+    def prune(self) -> float:
+        """See `static.encoder.Refinement`."""
+        return _KEPT_PRUNE if self.options.compact else self.tuning.prune
+
+    def before(self, gaussians: Gaussians, plan: Callable[[Gaussians, float], Plan]) -> tuple[Gaussians, Rows]:
+        """Prune in rounds and fit what stays, with noise; see `static.encoder.Refinement`."""
+        cameras = encoder_cameras(
+            gaussians, num_views=self.options.views, size_px=self.options.size_px, seed=_TEACHER_SEED
+        )
+        self._teacher = Teacher.of(gaussians, cameras, self._tell("original's pictures"))
+        scene, rows = gaussians, np.arange(gaussians.num_gaussians)
+        if not self.options.compact:
+            return scene, rows
+        rounds = _ROUNDS[gaussians.sh_degree > 0]
+        for k, (prune, share) in enumerate(rounds):
+            chosen = plan(scene, prune * self.tuning.prune)
+            iterations = math.ceil(share * (1 - _COLOUR_SHARE) * self.options.iterations)
+            steps = self._steps(chosen)[chosen.kept]
+            tell = self._tell(f"fitting, round {k + 1} of {len(rounds)}")
+            scene = fine_tune(
+                scene.selected(chosen.kept),
+                self._teacher,
+                steps,
+                FineTuneOptions(iterations, noise=1.0, seed=k),
+                progress=tell,
+            )
+            rows = rows[chosen.kept]
+        return scene, rows
+
+    def after(self, scene: Gaussians, plan: Plan, rows: Rows, decoded: Gaussians) -> Gaussians:
+        """Fit opacities and colours to the decoded geometry; see `static.encoder.Refinement`."""
+        assert self._teacher is not None
+        tell = self._tell("fitting colours")
+        iterations = math.ceil((_COLOUR_SHARE if self.options.compact else 1.0) * self.options.iterations)
+        names = [name for name in _COLOURS if getattr(scene, name).size]
+        fitted = fine_tune(
+            decoded.replaced(**{name: getattr(scene, name)[rows] for name in names}),
+            self._teacher,
+            self._steps(plan)[rows],
+            FineTuneOptions(iterations, attributes=_COLOURS),
+            progress=tell,
+        )
+        changed = {name: getattr(scene, name).copy() for name in names}
+        for name in names:
+            changed[name][rows] = getattr(fitted, name)
+        return scene.replaced(**changed)
+
+    def _steps(self, plan: Plan) -> npt.NDArray[np.float64]:
+        """(N, 2) geometry steps in log units and colour steps in display units, of all rows of the planned scene."""
+        octaves = 2.0 ** plan.classes.astype(np.float64)
+        return np.stack([self.tuning.size_base * octaves[:, 0], SH_C0 * plan.steps.color * octaves[:, 1]], 1)
+
+    def _tell(self, stage: str) -> Callable[..., None]:
+        def tell(done: int, count: int, psnr_db: float = 0.0) -> None:
+            if self.progress:
+                self.progress(stage, done / count)
+
+        return tell
+
+
+def compress_refined(
+    source: Gaussians | PathLike,
+    options: RefineOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    **arguments: Any,
+) -> bytes:
+    """Compress a scene to the bytes of a `.splc` file, fitted to the original's own pictures: smaller, much slower.
+
+    Args:
+        source: as for `splatcodec.compress`.
+        options: how it is refined.
+        progress: called with (stage, share done 0..1).
+        arguments: all others of `splatcodec.compress`, except `lossless`.
+
+    Raises:
+        ParameterError: options contradict each other.
+        SplatCodecError: the source cannot be read.
+    """
+    if arguments.get("lossless"):
+        raise ParameterError("refinement changes values: it cannot be lossless")
+    refiner = Refiner(options or RefineOptions(), progress)
+    return api.compress(source, progress=progress, refinement=refiner, **arguments)
