@@ -42,6 +42,10 @@ import { BLOCK } from "./tile.js";
  *     is said here but how to decode them
  * @property {number} [maxGaussians] the longest beginning of the file, in whole chunks, with at most so many Gaussians;
  *     tiles that it does not reach are shown by their thumbnail, which counts too
+ * @property {number[]} [region] lowest corner, then highest, world units: only tiles whose box meets it; and of the arrays
+ *     of `decode` only Gaussians whose means are in it, while `stream` and records give whole tiles
+ * @property {boolean} [keepGoing] leave out damaged chunks instead of failing, and say so: `decode` in `damage`, `stream` to
+ *     `onNotice` at its end
  * @property {number} [shLayers] layers of SH components, 0 to 3; with 0 there are no SH coefficients at all
  * @property {"arrays" | "records"} [as] exact arrays (the default), or records for a GPU
  * @property {number} [maxBytes] refuse results that are larger, 4 GiB if not given
@@ -66,6 +70,7 @@ import { BLOCK } from "./tile.js";
  * @property {number} shDegree 0 if no SH coefficients were asked for
  * @property {(Arrays & { shN: Float32Array }) | null} arrays
  * @property {Part[]} parts
+ * @property {string[]} damage a line for each chunk left out, if asked to keep going
  */
 
 /**
@@ -100,9 +105,11 @@ export class SplcFile {
    * @param {import("./container.js").Header} header
    * @param {string[]} features
    * @param {ChunkEntry[]} chunks
+   * @param {(notice: string) => void} [onNotice]
    */
-  constructor(source, header, features, chunks) {
+  constructor(source, header, features, chunks, onNotice) {
     this.source = source;
+    this.onNotice = onNotice;
     this.version = header.version;
     this.size = header.length;
     this.numGaussians = header.numGaussians;
@@ -129,7 +136,7 @@ export class SplcFile {
     const first = chunks.findIndex(({ type }) => type === "TILE");
     const early = chunks.filter((chunk, k) => chunk === wanted || (k < first && /^(META|TBOX)$/.test(chunk.type)));
     early.sort((a, b) => a.offset - b.offset);
-    for await (const [entry, bytes] of this.read(early, false)) this.ahead.set(entry, bytes);
+    for await (const [entry, bytes] of this.read(early, false)) this.ahead.set(entry, /** @type {any} */ (bytes));
     try {
       this.parameters = parseParameters(/** @type {Uint8Array} */ (this.ahead.get(wanted)));
     } catch (error) {
@@ -237,9 +244,10 @@ export class SplcFile {
   /**
    * The levels of tiles that a selection asks for, in file order.
    * @param {Selection} selection
+   * @param {Float32Array | null} boxes of the tiles, where a region is asked for and the file has them
    * @returns {TilePart[]}
    */
-  choose({ level, tiles, parts, maxGaussians, shLayers, as }) {
+  choose({ level, tiles, parts, maxGaussians, region, shLayers, as }, boxes) {
     const wrong = (/** @type {string} */ message) => new SplcError("parameter", message);
     const natural = (/** @type {number} */ x) => Number.isInteger(x) && x >= 0;
     if (level !== undefined && !natural(level)) throw wrong(`level ${level}`);
@@ -253,6 +261,9 @@ export class SplcFile {
         return unit;
       });
     }
+    if (region && !(region.length === 6 && [0, 1, 2].every((k) => region[k] <= region[k + 3]))) {
+      throw wrong(`region ${region}`);
+    }
     let units = this.units;
     if (tiles) {
       const known = new Set(units.map(({ entry }) => entry.tile));
@@ -260,13 +271,21 @@ export class SplcFile {
       const wanted = new Set(tiles);
       units = units.filter(({ entry }) => wanted.has(entry.tile));
     }
+    if (region && boxes) {
+      units = units.filter(({ entry: { tile } }) => {
+        const box = boxes.subarray(6 * tile, 6 * tile + 6);
+        return !box.length || [0, 1, 2].every((k) => box[k] <= region[k + 3] && box[k + 3] >= region[k]);
+      });
+    }
     if (level === 0) {
       const merged = units.filter(({ entry }) => entry.level === 0);
-      if (units.length && !merged.length) throw wrong("there is no thumbnail (level 0)");
+      if (this.units.length && this.units.every(({ entry }) => entry.level)) {
+        throw wrong("there is no thumbnail (level 0)");
+      }
       return merged;
     }
     // The whole scene does without thumbnails even where a tile has nothing else.
-    const whole = level === undefined && !tiles && maxGaussians === undefined;
+    const whole = level === undefined && !tiles && !region && maxGaussians === undefined;
     if (whole) return units.filter(({ entry }) => entry.level > 0);
     if (level !== undefined) units = units.filter(({ entry }) => entry.level <= level);
     if (maxGaussians !== undefined) units = fitting(units, maxGaussians);
@@ -284,17 +303,19 @@ export class SplcFile {
    * @returns {AsyncGenerator<Part, void, void>}
    */
   async *stream(options = {}) {
-    let units = this.choose(options);
+    let units = this.choose(options, options.region ? await this.boxes() : null);
     if (!options.parts && (options.thumbnails ?? true)) {
       const tiles = new Set(units.map(({ entry }) => entry.tile));
       const chosen = new Set(units);
       units = this.units.filter((unit) => chosen.has(unit) || (unit.entry.level === 0 && tiles.has(unit.entry.tile)));
     }
     const session = new Session(this, units, options, false);
-    for await (const [entry, bytes] of this.read(session.entries(!!options.parts), isEverything(options))) {
+    const chunks = this.read(session.entries(!!options.parts), isEverything(options), options.keepGoing);
+    for await (const [entry, bytes] of chunks) {
       const part = session.feed(entry, bytes);
       if (part) yield part;
     }
+    for (const message of session.damage ?? []) this.onNotice?.(message);
   }
 
   /**
@@ -304,26 +325,33 @@ export class SplcFile {
    * @returns {Promise<Scene>}
    */
   async decode(selection = {}) {
-    const units = this.choose(selection);
+    const units = this.choose(selection, selection.region ? await this.boxes() : null);
     const session = new Session(this, units, selection, true);
-    const chunks = this.read(session.entries(false), isEverything(selection));
+    const chunks = this.read(session.entries(false), isEverything(selection), selection.keepGoing);
     for await (const [entry, bytes] of chunks) session.feed(entry, bytes);
-    const parts = units.map((unit) => /** @type {Part} */ (session.parts.get(unit)));
+    const parts = /** @type {Part[]} */ (units.map((unit) => session.parts.get(unit)).filter((part) => part));
     for (const part of parts) {
       part.look = session.lookOf(part.level, part.tile);
       if (part.arrays) applyLook(part.arrays, part.look);
     }
-    const arrays = session.arrays && { ...session.arrays, shN: /** @type {Float32Array} */ (session.shN) };
-    return { count: session.total, shDegree: session.shDegree, arrays, parts };
+    const { shDegree, bands, damage } = session;
+    let arrays = session.arrays && { ...session.arrays, shN: /** @type {Float32Array} */ (session.shN) };
+    let count = parts.reduce((sum, part) => sum + part.count, 0);
+    if (arrays && (selection.region || damage?.length)) {
+      const starts = units.filter((unit) => session.parts.has(unit)).map(({ entry }) => session.starts.get(entry) ?? 0);
+      ({ arrays, count } = withRows(arrays, bands, parts, starts, selection.parts ? undefined : selection.region));
+    }
+    return { count, shDegree, arrays, parts, damage: damage ?? [] };
   }
 
   /**
    * Chunks and their bytes, in the given order.
    * @param {ChunkEntry[]} entries
    * @param {boolean} toEnd whether to see to it that the file ends where it should
-   * @returns {AsyncGenerator<[ChunkEntry, Uint8Array], void, void>}
+   * @param {boolean} [keepGoing] give what is wrong with a chunk in place of its bytes
+   * @returns {AsyncGenerator<[ChunkEntry, Uint8Array | SplcError], void, void>}
    */
-  async *read(entries, toEnd) {
+  async *read(entries, toEnd, keepGoing) {
     for (let k = 0; k < entries.length; ) {
       // A run of chunks with small gaps is one request.
       let end = k + 1;
@@ -331,7 +359,13 @@ export class SplcFile {
       while (end < entries.length && entries[end].offset >= last() && entries[end].offset - last() <= GAP_BYTES) end++;
       const reader = this.source.open(entries[k].offset, last());
       try {
-        for (; k < end; k++) yield [entries[k], await this.readChunk(reader, entries[k])];
+        for (; k < end; k++) {
+          const bytes = await this.readChunk(reader, entries[k]).catch((error) => {
+            if (keepGoing && error.code === "checksum") return error;
+            throw error;
+          });
+          yield [entries[k], bytes];
+        }
       } finally {
         reader.close();
       }
@@ -346,8 +380,39 @@ export class SplcFile {
 }
 
 /** @param {Selection} selection */
-function isEverything({ level, tiles, parts, maxGaussians, shLayers = 3 }) {
-  return shLayers === 3 && [level, tiles, parts, maxGaussians].every((x) => x === undefined);
+function isEverything({ level, tiles, parts, maxGaussians, region, shLayers = 3 }) {
+  return shLayers === 3 && [level, tiles, parts, maxGaussians, region].every((x) => x === undefined);
+}
+
+/**
+ * Close the gaps of what was left out, and leave out what is not in a region; `parts` get their views anew.
+ * @param {Arrays & { shN: Float32Array }} all
+ * @param {number} bands
+ * @param {Part[]} parts
+ * @param {number[]} starts where each part begins in `all`
+ * @param {number[]} [region]
+ */
+function withRows(all, bands, parts, starts, region) {
+  const { means } = all;
+  const inside = (/** @type {number} */ i) =>
+    !region || [0, 1, 2].every((k) => means[3 * i + k] >= region[k] && means[3 * i + k] <= region[k + 3]);
+  let to = 0;
+  parts.forEach((part, p) => {
+    const begin = to;
+    const end = starts[p] + part.count;
+    for (let i = starts[p]; i < end; i++) {
+      const first = i;
+      while (i < end && inside(i)) i++;
+      for (const array of Object.values(all)) {
+        const width = array === all.shN ? 3 * bands : array.length / all.alphas.length;
+        array.copyWithin(to * width, first * width, i * width);
+      }
+      to += i - first;
+    }
+    const sh = part.sh && all.shN.subarray(3 * bands * begin, 3 * bands * to);
+    Object.assign(part, { count: to - begin, arrays: viewOf(all, begin, to - begin), sh });
+  });
+  return { count: to, arrays: { ...viewOf(all, 0, to), shN: all.shN.subarray(0, 3 * bands * to) } };
 }
 
 /**
@@ -381,7 +446,10 @@ class Session {
    * @param {Selection & { everyLayer?: boolean }} options
    * @param {boolean} together whether to keep all parts, arrays in one set
    */
-  constructor(file, units, { shLayers = 3, as = "arrays", everyLayer = false, maxBytes = 2 ** 32 }, together) {
+  constructor(file, units, options, together) {
+    const { shLayers = 3, as = "arrays", everyLayer = false, maxBytes = 2 ** 32, keepGoing = false } = options;
+    /** Lines about chunks left out; null: they are errors. @type {string[] | null} */
+    this.damage = keepGoing ? [] : null;
     this.file = file;
     this.units = units;
     this.as = as;
@@ -427,7 +495,8 @@ class Session {
     this.kept = together ? new Map() : null;
     /**
      * Units that chunks are missing of: how many, the layers that have come, links of the Gaussians if they have come.
-     * @type {Map<TilePart, { missing: number, bytes: (Uint8Array | null)[], links: Int32Array | null }>}
+     * `lost`: what comes of them is for nothing.
+     * @type {Map<TilePart, { missing: number, bytes: (Uint8Array | null)[], links: Int32Array | null, lost: boolean }>}
      */
     this.waiting = new Map();
     /** Highest level of each tile so far, and the look that it gives. @type {Map<number, Look & { level: number }>} */
@@ -471,24 +540,50 @@ class Session {
   /**
    * Decode a chunk, or keep it for later.
    * @param {ChunkEntry} entry
-   * @param {Uint8Array} bytes
+   * @param {Uint8Array | SplcError} bytes or what is wrong with them
    * @returns {Part | null} what it gives
    */
   feed(entry, bytes) {
     const unit = /** @type {TilePart} */ (this.owners.get(entry));
     let state = this.waiting.get(unit);
     if (!state) {
-      state = { missing: this.chunksOf(unit).length, bytes: [null, null, null], links: null };
+      state = { missing: this.chunksOf(unit).length, bytes: [null, null, null], links: null, lost: false };
       this.waiting.set(unit, state);
     }
     if (--state.missing === 0) this.waiting.delete(unit);
+    if (state.lost) return null;
+    try {
+      if (!(bytes instanceof SplcError)) return this.use(unit, state, entry, bytes);
+      if (!entry.layer) throw bytes;
+      this.damage?.push(bytes.message);
+      return this.use(unit, state, entry, null);
+    } catch (error) {
+      if (!this.damage || !(error instanceof SplcError)) throw error;
+      this.damage.push(error.message);
+      state.lost = true;
+      this.kept?.delete(unit);
+      // What it would have said of the look of its prefix may be lost, too.
+      const { level, tile } = unit.entry;
+      if (level > (this.looks.get(tile)?.level ?? 0)) this.looks.set(tile, { level, ...NEUTRAL });
+      return null;
+    }
+  }
+
+  /**
+   * @param {TilePart} unit
+   * @param {{ missing: number, bytes: (Uint8Array | null)[], links: Int32Array | null }} state
+   * @param {ChunkEntry} entry
+   * @param {Uint8Array | null} bytes null: a layer that is not to be had
+   * @returns {Part | null}
+   */
+  use(unit, state, entry, bytes) {
     /** @type {Part | null} */
     let part = null;
     if (entry.layer) {
       state.bytes[entry.layer - 1] = bytes;
     } else {
       if (this.chunksOf(unit).length > 1) state.links = new Int32Array(entry.count);
-      part = this.decodeTile(unit, bytes, state.links);
+      part = this.decodeTile(unit, /** @type {Uint8Array} */ (bytes), state.links);
       this.kept?.set(unit, part);
     }
     const { links, missing } = state;
@@ -598,7 +693,7 @@ export async function open(input, options = {}) {
     const toc = await reader.read(HEADER_BYTES, header.tocLength);
     reader.close();
     const { features, chunks } = parseToc(toc, header);
-    const file = new SplcFile(source, header, features, chunks);
+    const file = new SplcFile(source, header, features, chunks, options.onNotice);
     await file.prepare(options.plain ?? false);
     return file;
   } catch (error) {
