@@ -253,7 +253,7 @@ def _time_functions(
         gram += (values if weights is None else values * weights) @ values.T
     samples = sum(values.shape[1] for values in deviations)
     energies, vectors = np.linalg.eigh(gram / (samples * frames * step * step))
-    energies, vectors = energies[::-1], vectors[:, ::-1]
+    energies, vectors = energies[::-1].astype(np.float64), vectors[:, ::-1].astype(np.float64)
     # Noise is the same in all directions of time: what the weaker half of them has.
     noise = _NOISE_EDGE * float(np.median(energies[: frames - 1])) if frames > 4 else 0.0
     if not denoise:
@@ -261,7 +261,7 @@ def _time_functions(
     wanted = int(np.count_nonzero(energies > noise + _LEAST_ENERGY))
     kept = min(wanted, most, frames - 1)
     left = float(np.maximum(energies[kept:frames] - noise, 0.0).sum())
-    chosen = np.array(vectors[:, :kept] * math.sqrt(frames))
+    chosen = vectors[:, :kept] * math.sqrt(frames)
     # The sign of a component is free; files shall not depend on it.
     chosen[:, chosen[np.abs(chosen).argmax(0), np.arange(kept)] < 0] *= -1.0
     return np.rint(chosen * (1 << _FUNCTION_BITS)).astype(np.int64), left
@@ -270,8 +270,7 @@ def _time_functions(
 def _coefficients(functions: Integers, deviation: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """(K, N) least-squares coefficients of (F, N) deviations."""
     basis = functions / float(1 << _FUNCTION_BITS)
-    found: npt.NDArray[np.float64] = np.linalg.solve(basis.T @ basis, basis.T @ deviation)
-    return found
+    return np.linalg.solve(basis.T @ basis, basis.T @ deviation).astype(np.float64)
 
 
 def encode_group(

@@ -51,7 +51,7 @@ _ALPHA_LEVELS = 1020
 _ALPHA_SHIFT = 3
 #: What a coarser video may cost, dB.
 QP_LOSS_DB = 0.1
-_SLOPES = (0.0005, 1.0)
+_SLOPES = (1e-6, 100.0)
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def encode_scene_to_psnr(
             share = float(np.clip((wanted_db - low) / (high - low), 0.1, 0.9))
             slope = 2.0 ** (at_low + share * (at_high - at_low))
         else:  # about 4 dB an octave
-            slope = 2.0 ** (nearest[1] + float(np.clip((nearest[0] - wanted_db) / 4.0, -3, 3)))
+            slope = 2.0 ** (nearest[1] + float(np.clip((nearest[0] - wanted_db) / 4.0, -4, 4)))
     return nearest[2], nearest[3], nearest[0]
 
 

@@ -94,8 +94,10 @@ def _av() -> Any:
         import av
     except ImportError:
         raise BackendUnavailableError("video planes need PyAV", hint="pip install av") from None
-    av.logging.set_level(av.logging.PANIC)  # FFmpeg would write to stderr; errors are told by exceptions
-    os.environ.setdefault("SVT_LOG", "1")  # so would the AV1 encoder
+    # Messages of FFmpeg are off in PyAV unless someone asks for them, and shall be here: its threads would need the
+    # interpreter's lock to log, while the interpreter waits for them to close a damaged stream.
+    av.logging.set_level(None)
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder writes to stderr
     return av
 
 
