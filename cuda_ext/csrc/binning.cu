@@ -31,13 +31,11 @@ private:
     size_t bytes_ = 0;
 };
 
-template <typename R>
 __global__ void __launch_bounds__(kBinThreads) count_up_kernel(int64_t count, int32_t* indices) {
     const int64_t i = int64_t(blockIdx.x) * kBinThreads + threadIdx.x;
     if (i < count) indices[i] = static_cast<int32_t>(i);
 }
 
-template <typename R>
 __global__ void __launch_bounds__(kBinThreads) gather_counts_kernel(
     int64_t count, const int32_t* __restrict__ order, const int32_t* __restrict__ tile_counts, int64_t* ordered_counts
 ) {
@@ -45,8 +43,8 @@ __global__ void __launch_bounds__(kBinThreads) gather_counts_kernel(
     if (rank < count) ordered_counts[rank] = tile_counts[order[rank]];
 }
 
-// Writes the tiles of rows first_row, first_row + row_step, ... to keys[at..end); returns where it stopped. Never past
-// the end: should this kernel's rounding find a tile more than the counting one did, that tile is left out.
+// Writes the tiles of one row to keys[at..end); returns where it stopped. Never past the end: should this kernel's
+// rounding find a tile more than the counting one did, that tile is left out.
 template <typename R>
 SC_DEVICE int64_t list_rows(
     const Splat<R>& splat, const View<R>& view, int id, int row, int64_t at, int64_t end, uint32_t* keys, int32_t* ids
@@ -126,7 +124,6 @@ __global__ void __launch_bounds__(kBinThreads) list_tiles_kernel(
 }
 
 // starts[tile] of all tiles and one past them, from sorted keys.
-template <typename R>
 __global__ void __launch_bounds__(kBinThreads) find_starts_kernel(
     int64_t count, const uint32_t* __restrict__ keys, uint32_t num_tiles, int64_t* __restrict__ starts
 ) {
@@ -139,8 +136,7 @@ __global__ void __launch_bounds__(kBinThreads) find_starts_kernel(
 
 // Depth order of the Gaussians and the running sums of their tile counts in that order. With `workspace` null only
 // *workspace_bytes is set.
-template <typename R>
-int order(
+inline int order(
     int64_t count, const uint32_t* depth_keys, const int32_t* tile_counts, int32_t* order_out, int64_t* ends,
     void* workspace, uint64_t* workspace_bytes, Stream stream
 ) {
@@ -158,7 +154,7 @@ int order(
     *workspace_bytes = space.bytes();
     if (error != 0 || workspace == nullptr || count == 0) return error;
 
-    auto count_up = count_up_kernel<R>;
+    auto count_up = count_up_kernel;
     SC_LAUNCH(count_up, blocks_of(count), kBinThreads, stream, count, indices);
     error = launch_error();
     if (error == 0) {
@@ -167,7 +163,7 @@ int order(
         );
     }
     if (error != 0) return error;
-    auto gather = gather_counts_kernel<R>;
+    auto gather = gather_counts_kernel;
     const int32_t* ordered = order_out;
     SC_LAUNCH(gather, blocks_of(count), kBinThreads, stream, count, ordered, tile_counts, ordered_counts);
     error = launch_error();
@@ -212,7 +208,7 @@ int bin(
         }
         if (error != 0) return error;
     }
-    auto find_starts = find_starts_kernel<R>;
+    auto find_starts = find_starts_kernel;
     const uint32_t* sorted = sorted_keys;
     SC_LAUNCH(find_starts, blocks_of(num_entries + 1), kBinThreads, stream, num_entries, sorted, num_tiles, starts);
     return launch_error();
@@ -227,7 +223,7 @@ extern "C" {
         int64_t count, const uint32_t* depth_keys, const int32_t* tile_counts, int32_t* order, int64_t* ends,          \
         void* workspace, uint64_t* workspace_bytes, void* stream                                                       \
     ) {                                                                                                                \
-        return sc::order<R>(                                                                                           \
+        return sc::order(                                                                                           \
             count, depth_keys, tile_counts, order, ends, workspace, workspace_bytes, static_cast<sc::Stream>(stream)   \
         );                                                                                                             \
     }                                                                                                                  \

@@ -38,8 +38,8 @@ struct Pixel {
     bool done;
 };
 
-// Whether the Gaussian is drawn here. Gives its weight alpha T and steps the transmittance; ends the pixel instead where
-// that would fall under the limit.
+// Whether the Gaussian is drawn here. Gives its weight alpha T and steps the transmittance; ends the pixel instead
+// where that would fall under the limit.
 template <typename R>
 SC_INLINE bool blend(const Splat<R>& splat, Pixel<R>& pixel, Touch<R>& t, R& weight) {
     if (pixel.done || !touch(splat, pixel.x, pixel.y, t)) return false;

@@ -22,7 +22,7 @@
 #include <random>
 #include <vector>
 
-#define __global__ static
+#define __global__
 #define __device__
 #define __shared__ static
 #define __restrict__ __restrict

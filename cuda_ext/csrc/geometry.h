@@ -1,13 +1,14 @@
 // One Gaussian seen by one camera: from its attributes to an ellipse on the picture, and gradients all the way back.
 //
 // EWA splatting (Zwicker et al., 2002) as used by 3D Gaussian Splatting (Kerbl et al., 2023). The projected covariance
-// is J J^T + low-pass, J (2 x 3) the Gaussian's axes in pixels. It is kept as the Cholesky-like factor W of its inverse,
+// is J J^T + low-pass, J (2 x 3) the Gaussian's axes in pixels. It is kept as the Cholesky-like factor W of its
+// inverse,
 //
 //     W = [ l11 l21 ]      e = W (pixel - mean),   m = |e|^2 the squared Mahalanobis distance,
 //         [  0  l22 ]
 //
-// which stays accurate for needles where a quadratic form cancels. Gradients stay in that whitened frame too: with S the
-// sum over pixels of G e e^T, dL/dJ = W^T S W J, in which no determinant and no cancelling difference appears.
+// which stays accurate for needles where a quadratic form cancels. Gradients stay in that whitened frame too: with S
+// the sum over pixels of G e e^T, dL/dJ = W^T S W J, in which no determinant and no cancelling difference appears.
 #pragma once
 
 #include "constants.h"
