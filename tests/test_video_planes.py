@@ -122,6 +122,12 @@ def test_smooth_columns_cost_little_and_neighbours_help() -> None:
     assert len(encode_columns(np.zeros((3, 4096), np.int64), 64, [ColumnPlan()] * 3)[0]) < 150
 
 
+def test_a_great_many_equal_values_can_be_read_back() -> None:
+    coded = encode_group({"a": np.full(1 << 20, 5)[None], "b": np.full(1 << 20, 6)[None]}, 1024).payload
+    assert len(coded) < 300
+    assert (decode_group(coded)["b"] == 6).all()
+
+
 def test_columns_refuse_what_they_cannot_code() -> None:
     zeros = np.zeros((2, 8), np.int64)
     for planes, plans in (

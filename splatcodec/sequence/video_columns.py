@@ -35,11 +35,13 @@ from ..entropy.tables import (
 )
 from ..errors import FormatError, ParameterError, TruncatedError
 
-__all__ = ["MAX_EXPONENT", "ColumnPlan", "decode_columns", "encode_columns"]
+__all__ = ["MAX_EXPONENT", "MAX_VALUES_A_BYTE", "ColumnPlan", "decode_columns", "encode_columns"]
 
 MAX_EXPONENT = 15
 MAX_REFERENCES = 4
 NUM_CONTEXTS = 64
+#: Most values that a byte of columns may stand for: all that are alike would take no bytes.
+MAX_VALUES_A_BYTE = 24_000
 _STATES = 8
 _LIMIT = 1 << 26  # values and residuals beyond this are damage
 _MAX_TABLES_OF_PLANE = 6
@@ -300,7 +302,8 @@ def encode_columns(
     coded = rans_encode(intervals[:symbols], _STATES)
     parts = [bytes(head), stored, coded, raw[: (bit + 7) // 8].tobytes()]
     out = write_varint(len(weights)) + b"".join(write_varint(len(part)) for part in parts) + b"".join(parts)
-    return out, work, shares
+    # So that a reader can refuse a few bytes that ask for gigabytes.
+    return out.ljust(-(-work.size // MAX_VALUES_A_BYTE), b"\0"), work, shares
 
 
 def _run_lengths(table_of: npt.NDArray[np.integer]) -> bytes:
@@ -346,7 +349,7 @@ def decode_columns(buffer: bytes | memoryview, num_planes: int, count: int, widt
     for _ in range(4):
         length, at = read_varint(data, at)
         lengths.append(length)
-    if sum(lengths) != len(data) - at:
+    if sum(lengths) > len(data) - at or any(data[at + sum(lengths) :]):
         raise TruncatedError(f"{len(data) - at} bytes of planes, {sum(lengths)} announced", offset=at)
     parts = []
     for length in lengths:
@@ -364,7 +367,8 @@ def decode_columns(buffer: bytes | memoryview, num_planes: int, count: int, widt
         if (references < 0).any() or back > p:
             raise FormatError(f"plane {p} is predicted from a plane that does not exist", offset=head.at)
         numbers = [head.signed() for _ in range(4 + 3 * len(references) + 1)]
-        if max(map(abs, numbers)) > 1 << 27:
+        # So that sums stay below 2^53, which a decoder in JavaScript needs.
+        if max(map(abs, numbers[:-1])) > 1 << 20 or abs(numbers[-1]) > 1 << 27:
             raise FormatError(f"plane {p}: impossible coefficients", offset=head.at)
         plans.append((references, flags >> 4, p - back if back else -1, np.array(numbers, np.int64)))
     maps = np.zeros((num_planes, NUM_CONTEXTS), np.uint8)

@@ -30,7 +30,7 @@ from ..bitstream.container import read_varint, write_varint
 from ..errors import ChecksumError, FormatError, LimitExceededError, ParameterError, TruncatedError
 from ..limits import DEFAULT_LIMITS, Limits
 from ..render.kernel import kernel
-from .video_columns import MAX_EXPONENT, ColumnPlan, decode_columns, encode_columns
+from .video_columns import MAX_EXPONENT, MAX_VALUES_A_BYTE, ColumnPlan, decode_columns, encode_columns
 from .video_stream import CODECS, MAX_SAMPLES, MAX_SIDE, VideoStream, decode_video, encode_video
 
 __all__ = [
@@ -616,8 +616,7 @@ class GroupReader:
         total = sum(columns)
         limits.check_bytes(self.count * (12 * total + 32 + 4 * len(self.planes)), "the group")
         column_bytes = cursor.take(cursor.varint(1 << 40, "bytes of planes"))
-        # rANS spends at least 1/2800 of a bit on a symbol; a few bytes cannot ask for gigabytes.
-        if column_bytes and total * self.count > 24_000 * len(column_bytes):
+        if column_bytes and total * self.count > MAX_VALUES_A_BYTE * len(column_bytes):
             raise FormatError(f"{total * self.count} values in {len(column_bytes)} bytes")
         if bool(total) != bool(column_bytes):
             raise FormatError("stills are announced and missing, or the other way round")
