@@ -43,7 +43,10 @@ function show({ phase, received, size: all, gaussians, total, notices, error }) 
   part("progress").hidden = phase !== "loading" && phase !== "opening";
   part("progress").value = all ? Math.min(1, received / all) : 0;
   part("error").hidden = !error;
-  if (error) part("error").textContent = `The scene cannot be shown.\n${error.message}\n${ADVICE[error.code] ?? ""}`;
+  if (error) {
+    const reason = `${error.message.slice(0, 1).toUpperCase()}${error.message.slice(1)}`.replace(/\.?$/, ".");
+    part("error").textContent = `The scene cannot be shown.\n${reason}\n${ADVICE[error.code] ?? ""}`;
+  }
 }
 
 /** @param {unknown} error */
