@@ -724,7 +724,7 @@ def test_the_gpu_check_survives_stages_that_fail(tmp_path, monkeypatch):
         "environment": lambda context, limit_s: context.update(device=True) or {"status": "passed"},
         "build": lambda context, limit_s: context.update(library="x") or {"status": "passed"},
         "tests": broken,
-        "memcheck": lambda context, limit_s: gpu_check.run([sys.executable, "-c", "import time; time.sleep(9)"], 1),
+        "memcheck": lambda context, limit_s: gpu_check.run(["sh", "-c", "echo said; sleep 60 & sleep 60"], 1),
         "racecheck": lambda context, limit_s: gpu_check.run(["/no/such/program"], 1) | {"status": "failed: missing"},
         "timings": lambda context, limit_s: {"status": "passed"},
         "training": lambda context, limit_s: {"status": "passed"},
@@ -735,11 +735,13 @@ def test_the_gpu_check_survives_stages_that_fail(tmp_path, monkeypatch):
     stages = json.loads(output.read_text())["stages"]
     assert stages["tests"]["status"] == "failed: RuntimeError: nothing works"
     assert stages["memcheck"]["status"] == "failed: out of time"
+    assert stages["memcheck"]["said"] == "said\n"
+    assert stages["memcheck"]["seconds"] < 30  # it does not wait for the children
     assert stages["racecheck"]["exit_code"] == 127
     assert stages["training"]["status"] == "passed"
 
 
-def test_the_gpu_check_times_and_makes_pictures(tmp_path, library):
+def test_the_gpu_check_times_and_makes_pictures(tmp_path, library, monkeypatch):
     import gpu_check
 
     from splatcodec.sample import sample_scene
@@ -753,6 +755,12 @@ def test_the_gpu_check_times_and_makes_pictures(tmp_path, library):
         assert row["mean_alpha"] > 0.02
         assert row["ours"]["forward_backward_ms"] > row["ours"]["forward_ms"] > 0
     gpu_check.write_data_set(tmp_path, 200, 9, 24, device, library)
+    # A result is found whatever else is printed, before it or after it.
+    echo = [sys.executable, "-c", "import sys; print('{'); print(sys.argv[-1]); print('=== 0 errors')"]
+    monkeypatch.setattr(gpu_check, "_RESULT", "--result=")
+    outcome = gpu_check.worker("small", 30, '--result={"a": "' + 9000 * "x" + '"}', prefix=[*echo, "--"])
+    assert outcome["result"] == {"a": 9000 * "x"}
+    assert outcome["said"].splitlines() == ["{", "=== 0 errors"]
     dataset = read_dataset(str(tmp_path), ReadOptions())
     assert (dataset.kind, len(dataset.train), len(dataset.test)) == ("blender", 7, 2)
     # The poses belong to the pictures.

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,14 +31,16 @@ NO_DEVICE = "not run: no CUDA device"
 LIMITS_S = {"build": 120, "tests": 90, "memcheck": 60, "racecheck": 60, "timings": 120, "training": 100}
 STAGES = ("environment", *LIMITS_S)
 SIZES = (100_000, 1_000_000, 5_000_000)
+_RESULT = "result of the worker: "
+_SAID_CHARACTERS = 6000  # of what a stage said, its end is kept
 
 
 def run(command: Sequence[str], limit_s: float, **environment: str) -> dict[str, Any]:
-    """Run a command; returns its exit code (None: out of time), the seconds it took, and the end of what it said."""
+    """Run a command; returns its exit code (None: out of time), the seconds it took, and all that it said."""
     start = time.monotonic()
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     try:
-        result = subprocess.run(
+        process = subprocess.Popen(
             command,
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **environment},
@@ -45,23 +48,31 @@ def run(command: Sequence[str], limit_s: float, **environment: str) -> dict[str,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            timeout=max(1.0, limit_s),
+            start_new_session=True,
         )
-        code, said = result.returncode, result.stdout
-    except subprocess.TimeoutExpired as error:
-        code, said = None, (error.stdout or b"").decode(errors="replace") if isinstance(error.stdout, bytes) else ""
     except OSError as error:
-        code, said = 127, str(error)
-    return {"exit_code": code, "seconds": round(time.monotonic() - start, 1), "said": said[-6000:]}
+        return {"exit_code": 127, "seconds": 0.0, "said": str(error)}
+    code: int | None
+    try:
+        said, _ = process.communicate(timeout=max(1.0, limit_s))
+        code = process.returncode
+    except subprocess.TimeoutExpired:
+        # With its children: compute-sanitizer's program would go on, and keep the pipe open.
+        os.killpg(process.pid, signal.SIGKILL)
+        said, _ = process.communicate()
+        code = None
+    return {"exit_code": code, "seconds": round(time.monotonic() - start, 1), "said": said}
 
 
 def worker(name: str, limit_s: float, *options: str, prefix: Sequence[str] = (), **environment: str) -> dict[str, Any]:
-    """Run one of the WORKERS below in its own process; its result is the last line of what it prints."""
+    """Run one of the WORKERS below in its own process; its result is a line of JSON."""
     outcome = run([*prefix, sys.executable, str(Path(__file__)), "--worker", name, *options], limit_s, **environment)
-    lines = outcome["said"].strip().splitlines()
-    if lines and lines[-1].startswith("{"):
-        outcome["result"] = json.loads(lines[-1])
-        outcome["said"] = "\n".join(lines[:-1])
+    lines = outcome["said"].splitlines()
+    # Others may have their say after it: compute-sanitizer does.
+    found = [line for line in lines if line.startswith(_RESULT)]
+    if found:
+        outcome["result"] = json.loads(found[-1][len(_RESULT) :])
+        outcome["said"] = "\n".join(line for line in lines if not line.startswith(_RESULT))
     return outcome
 
 
@@ -171,7 +182,7 @@ def training(context: dict[str, Any], limit_s: float) -> dict[str, Any]:
     """`splatcodec train` on pictures of the synthetic scene, or on the data set given by --data."""
     known = run([sys.executable, "-m", "splatcodec", "train", "--help"], 60)
     if known["exit_code"] != 0:
-        return {"status": "not run: this version has no train command", "said": known["said"][-500:]}
+        return {"status": "not run: this version has no train command", "said": known["said"]}
     folder = Path(context["folder"])
     data = context["data"]
     if data is None:
@@ -213,7 +224,7 @@ def building() -> Any:
     return module
 
 
-# Workers: they print one line of JSON at the end.
+# Workers: what they return is printed as one line of JSON.
 
 
 def synthetic(count: int, device: str, seed: int = 1) -> list[Any]:
@@ -479,6 +490,8 @@ def check(context: dict[str, Any], stages: Sequence[str], output: Path) -> dict[
                 outcome = {"status": f"failed: {type(error).__name__}: {error}"}
             if outcome.get("exit_code", 0) is None:
                 outcome["status"] = "failed: out of time"
+        if "said" in outcome:
+            outcome["said"] = outcome["said"][-_SAID_CHARACTERS:]
         report["stages"][name] = outcome
         report["seconds"] = round(time.monotonic() - start, 1)
         partial = output.with_name(output.name + ".partial")
@@ -502,7 +515,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.worker:
         result = WORKERS[options.worker](options)
-        print(json.dumps(result))
+        print(_RESULT + json.dumps(result))
         return 0
     with tempfile.TemporaryDirectory(prefix="gpu_check_") as folder:
         context = {"folder": folder, "data": options.data, "minutes": options.minutes}
