@@ -13,7 +13,7 @@ import torch
 
 from ...render.reference import rotation_matrices
 from ..splats import Splats
-from .base import Strategy, logit, screen_norm
+from .base import Strategy, reset_opacities, screen_norm
 
 __all__ = ["STRATEGY"]
 
@@ -67,11 +67,7 @@ class AdaptiveDensityControl(Strategy):
             splats.keep(keep)
         splats.clear_stats()
         if (progress % _RESET_SHARE) + self.interval > _RESET_SHARE and progress + 2 * self.interval < self.stop:
-            with torch.no_grad():
-                splats["opacity_logits"].clamp_(max=float(logit(_RESET_OPACITY)))
-            first, second = splats.moments["opacity_logits"]
-            first.zero_()
-            second.zero_()
+            reset_opacities(splats, _RESET_OPACITY)
         return {"cloned": len(clones), "split": len(parents), "pruned": int((~keep).sum()) - len(parents)}
 
     def _samples(self, splats: Splats, rows: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -13,7 +13,15 @@ import torch
 from ...render.reference import rotation_matrices
 from ..splats import Splats
 
-__all__ = ["DensifyContext", "PixelErrors", "Strategy", "children_along_axis", "logit"]
+__all__ = [
+    "DensifyContext",
+    "PixelErrors",
+    "Strategy",
+    "children_along_axis",
+    "logit",
+    "reset_opacities",
+    "screen_norm",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +108,14 @@ class Strategy:
 def logit(value: torch.Tensor | float) -> torch.Tensor:
     """The inverse of the sigmoid, away from 0 and 1."""
     return torch.logit(torch.as_tensor(value), eps=1e-6)
+
+
+def reset_opacities(splats: Splats, at_most: float) -> None:
+    """Make everything faint: what pictures need comes back within some steps, the rest is pruned then."""
+    with torch.no_grad():
+        splats["opacity_logits"].clamp_(max=float(logit(at_most)))
+    for moment in splats.moments["opacity_logits"]:
+        moment.zero_()
 
 
 def screen_norm(gradients: torch.Tensor, size_px: tuple[int, int]) -> torch.Tensor:

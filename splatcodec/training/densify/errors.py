@@ -3,7 +3,8 @@
 The number follows the budget curve of Lu et al. ("Turbo-GS", 2024). 70 % of the new ones are halves of Gaussians whose
 absolute screen gradients are largest (Ye et al., "AbsGS", 2024); the rest are put at pixels with large errors, at the
 depth that the picture has there, with the photograph's colour (the idea of Yang et al., "Localized Points Management",
-2025, without matching views). Faint and huge Gaussians go.
+2025, without matching views). Faint and huge Gaussians go; opacities are reset twice, so that what no picture needs
+makes room.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from ...gaussians import SH_C0
 from ..schedules import growth
 from ..splats import Splats
-from .base import PixelErrors, Strategy, children_along_axis, logit, screen_norm
+from .base import PixelErrors, Strategy, children_along_axis, logit, reset_opacities, screen_norm
 
 __all__ = ["STRATEGY"]
 
@@ -28,6 +29,8 @@ _PIXEL_SHARE = 0.3
 _PIXEL_VIEWS = 4
 _COVERED = 0.3
 _NEW_OPACITY = 0.3
+_RESET_OPACITY = 0.01
+_RESET_SHARE = 0.2
 
 
 class ErrorDriven(Strategy):
@@ -72,6 +75,8 @@ class ErrorDriven(Strategy):
             added = len(at_pixels["means"])
             splats.append(at_pixels)
         splats.clear_stats()
+        if (progress % _RESET_SHARE) + self.interval > _RESET_SHARE and progress + 2 * self.interval < self.stop:
+            reset_opacities(splats, _RESET_OPACITY)
         return {"split": count, "added": added, "pruned": pruned}
 
     def _at_pixels(self, splats: Splats, count: int) -> dict[str, torch.Tensor] | None:
