@@ -93,6 +93,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     if moving.is_moving_input(args):
         return moving.compress(args, console)
+    refinement = _refinement(args, console)
     source: Any = args.input
     edits: list[dict[str, Any]] = []
     if has_edits(args):
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             extras=not args.drop_extras,
             threads=args.threads,
             progress=console.progress,
-            refinement=_refinement(args, console),
+            refinement=refinement,
             **_lossy_options(args),
         )
     if args.lossless and has_edits(args):
