@@ -40,11 +40,11 @@ from splatcodec.render.reference import render_tensors  # noqa: E402
 EXTENSION = Path(__file__).resolve().parents[1] / "cuda_ext"
 NAMES = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN", "background", "viewmat")
 
-# In double the kernels and autograd through the definition agree to rounding: worst seen 3e-13 of the largest gradient
-# (needles). In float: pictures within 3e-6, gradients within 2e-5 except for quaternions and scales of needles (2e-4).
+# In double the kernels and autograd through the definition agree to rounding: worst seen 1e-13 of the largest gradient.
+# In float: pictures within 2e-6, gradients within 1e-5, quaternions and scales of Gaussians over the whole picture 3e-5.
 DOUBLE_SHARE = 1e-10
 FLOAT_PICTURE = 2e-5
-FLOAT_SHARE = {"medium": 5e-5, "close-up": 2e-4, "sub-pixel": 5e-5, "needles": 2e-3, "opaque": 2e-4, "veils": 2e-4}
+FLOAT_SHARE = {"medium": 5e-5, "close-up": 2e-4, "sub-pixel": 5e-5, "needles": 2e-4, "opaque": 2e-4, "veils": 2e-4}
 # A float may fall on the other side of a threshold (1/255 of alpha, 1e-4 of transmittance) than a double. On the device
 # whose exp is another than the CPU's this concerns at most this share of all values, by at most that much.
 BAND_SHARE = 0.01
