@@ -41,7 +41,7 @@ EXTENSION = Path(__file__).resolve().parents[1] / "cuda_ext"
 NAMES = ("means", "quats", "log_scales", "opacity_logits", "sh0", "shN", "background", "viewmat")
 
 # In double the kernels and autograd through the definition agree to rounding: worst seen 1e-13 of the largest gradient.
-# In float: pictures within 2e-6, gradients within 1e-5, quaternions and scales of Gaussians over the whole picture 3e-5.
+# In float: pictures within 2e-6, gradients within 1e-5, quats and scales of Gaussians over the whole picture 3e-5.
 DOUBLE_SHARE = 1e-10
 FLOAT_PICTURE = 2e-5
 FLOAT_SHARE = {"medium": 5e-5, "close-up": 2e-4, "sub-pixel": 5e-5, "needles": 2e-4, "opaque": 2e-4, "veils": 2e-4}
