@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_player import Handler, node
+from test_player import Handler, _need_chromium, node
 
 from splatcodec import api
 from splatcodec.cli.main import main
@@ -34,6 +34,7 @@ PLAYER = ROOT / "splatcodec" / "player"
 DATA = ROOT.parent / "shared" / "data" / "static"
 MAX_GZIPPED = 45_000
 MIN_PSNR_DB = 30.0
+MIN_OTHER_PSNR_DB = 20.0
 SIZE_PX = 160
 REQUIRED = bool(os.environ.get("SPLATCODEC_REQUIRE_JS"))
 NODE = shutil.which("node")
@@ -53,8 +54,7 @@ def browse(job: str, *arguments: object, timeout: float = 180) -> list[dict[str,
         _absent("Node")
     if not (JS / "node_modules" / "playwright-core").is_dir():
         _absent("the npm package playwright-core (npm install in tests/js)")
-    if not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome", os.environ.get("CHROMIUM", "-")))):
-        _absent("Chromium")
+    _need_chromium()
     done = subprocess.run(
         [NODE, str(JS / "player_page.mjs"), job, *map(str, arguments)],
         capture_output=True,
@@ -342,13 +342,47 @@ def test_package_is_whole(scenes, tmp_path):
     assert main(["package", str(scenes / "scene.splc"), str(tmp_path / "site"), "--quiet"]) == 2
 
 
+# --- other engines ----------------------------------------------------------------------------------------------------
+
+
+def test_a_ply_of_a_scene_is_the_scene(scenes, tmp_path):
+    node("ply.mjs", scenes / "scene.splc", tmp_path / "scene.ply")
+    got, expected = api.read(tmp_path / "scene.ply"), api.read(scenes / "scene.splc")
+    for name in ("means", "sh0", "shN"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name), name)
+    np.testing.assert_allclose(got.alphas(), expected.alphas(), atol=1e-6)
+    camera = evaluation_cameras(expected, num_views=24, size_px=SIZE_PX)[4]
+    np.testing.assert_allclose(render(got, camera).rgb, render(expected, camera).rgb, atol=2e-3)
+    node("ply.mjs", scenes / "scene.splc", tmp_path / "part.ply", '{"level": 0, "shLayers": 0}')
+    part = api.read(tmp_path / "part.ply")
+    assert 0 < part.num_gaussians < expected.num_gaussians
+    assert part.sh_degree == 0
+
+
+@pytest.mark.parametrize(("engine", "package"), [("spark", "@sparkjsdev/spark"), ("playcanvas", "playcanvas")])
+def test_examples_of_other_engines_draw_the_scene(engine, package, scenes, tmp_path):
+    path = scenes / "scene.splc"
+    gaussians = api.read(path)
+    camera = evaluation_cameras(gaussians, num_views=24, size_px=320)[7]
+    (tmp_path / "views.json").write_text(json.dumps([_view(camera)]))
+    _need_chromium()
+    (facts,) = node("adapters.mjs", engine, path, tmp_path / "views.json", tmp_path, package=package)
+    assert facts["views"] == 1
+    expected = render(gaussians, camera)
+    got = np.fromfile(tmp_path / "0.rgba", np.uint8).reshape(320, 320, 4)[..., :3] / 255.0
+    error = (got - np.clip(expected.rgb, 0, 1))[expected.alpha > 0.02]
+    # Other engines widen and cut Gaussians in their own ways.
+    assert -10 * np.log10(np.mean(error**2)) > MIN_OTHER_PSNR_DB
+
+
 # --- the modules ------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_names_all_modules():
     page = (PLAYER / "index.html").read_text()
     named = {PLAYER / path for path in re.findall(r'(?:src|href)="\./([^"]+\.js)"', page)}
-    needed = {path for path in PLAYER.rglob("*.js") if path.parts[-2:] != ("decoder", "worker.js")}
+    others = {"ply.js", "spark.js", "playcanvas.js", "worker.js"}  # for programs and other engines
+    needed = {path for path in PLAYER.rglob("*.js") if path.name not in others}
     assert named == needed
     assert "'unsafe-inline'" not in page
     assert "'unsafe-eval'" not in page

@@ -28,6 +28,8 @@ MAX_EXPORT_BYTES = 1 << 28
 
 _PLAYER = Path(__file__).resolve().parent.parent / "player"
 _WORKERS = ("loader.js", "sorter.js")
+# What other engines and programs use, no page.
+_FOR_PROGRAMS = ("ply.js", "spark.js", "playcanvas.js", "decoder/worker.js")
 _IMPORT = re.compile(r'^import\s+(?:(?P<what>\{[^}]*\}|\*\s+as\s+\w+)\s+from\s+)?"(?P<path>\./[^"]+)";$', re.MULTILINE)
 _EXPORT = re.compile(
     r"^export (?P<kind>async function\*?|function\*?|class|const) (?P<name>[A-Za-z_$][\w$]*)", re.MULTILINE
@@ -37,7 +39,8 @@ _EXPORT_LIST = re.compile(r"^export \{(?P<names>[^}]*)\};$", re.MULTILINE)
 
 def player_files() -> dict[str, bytes]:
     """Every file of the player that a page needs, by path, such as `decoder/tile.js`."""
-    paths = [path for pattern in ("*.html", "*.css", "**/*.js") for path in _PLAYER.glob(pattern)]
+    paths = {path for pattern in ("*.html", "*.css", "**/*.js") for path in _PLAYER.glob(pattern)}
+    paths -= {_PLAYER / name for name in _FOR_PROGRAMS}
     return {path.relative_to(_PLAYER).as_posix(): path.read_bytes() for path in sorted(paths)}
 
 
