@@ -238,7 +238,7 @@ def test_schedules_at_their_ends():
 
 
 def context(splats, budget, seed=0, look=lambda count: []):
-    return DensifyContext(4.0, budget, len(splats), np.random.default_rng(seed), look)
+    return DensifyContext(4.0, budget, len(splats), np.random.default_rng(seed), look, lambda: 1000.0)
 
 
 def test_strategies_are_found():

@@ -207,7 +207,9 @@ class Trainer:
             )
             self.splats = self.method.prepare(self.splats)
             self.start_count = len(self.splats)
-        context = DensifyContext(dataset.extent, self.max_gaussians, self.start_count, self.random, self._look)
+        context = DensifyContext(
+            dataset.extent, self.max_gaussians, self.start_count, self.random, self._look, self._expected_steps
+        )
         self.strategy = strategy(context)
         self.background = torch.tensor(dataset.background, dtype=torch.float32, device=self.device)
         if dataset.moves:
@@ -287,6 +289,15 @@ class Trainer:
         if settings.minutes is not None:
             shares.append(self.seconds / (60.0 * settings.minutes))
         return min(1.0, max(shares))
+
+    def _expected_steps(self) -> float:
+        """Steps of the whole run: what was asked for, or as many as the time allows at the pace so far."""
+        by_time = self.iteration / self.share if self.share > 0 else math.inf
+        known = self.settings.max_iterations
+        if self.settings.minutes is None:
+            assert known is not None
+            return known
+        return by_time if known is None else min(known, by_time)
 
     def _next_view(self) -> View:
         """The next train view of this rank: all views once in random order, then again."""

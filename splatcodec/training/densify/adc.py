@@ -13,7 +13,7 @@ import torch
 
 from ...render.reference import rotation_matrices
 from ..splats import Splats
-from .base import Strategy, reset_opacities, screen_norm
+from .base import Strategy, reset_opacities, screen_norm, time_to_reset
 
 __all__ = ["STRATEGY"]
 
@@ -66,7 +66,7 @@ class AdaptiveDensityControl(Strategy):
         if keep.any():
             splats.keep(keep)
         splats.clear_stats()
-        if (progress % _RESET_SHARE) + self.interval > _RESET_SHARE and progress + 2 * self.interval < self.stop:
+        if time_to_reset(self, progress, _RESET_SHARE):
             reset_opacities(splats, _RESET_OPACITY)
         return {"cloned": len(clones), "split": len(parents), "pruned": int((~keep).sum()) - len(parents)}
 

@@ -21,7 +21,11 @@ __all__ = [
     "logit",
     "reset_opacities",
     "screen_norm",
+    "time_to_reset",
 ]
+
+
+_MIN_STEPS_OF_A_RESET = 60
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +57,7 @@ class DensifyContext:
         start_count: how many Gaussians the run began with.
         random: the run's own random numbers; a strategy draws the same ones on every rank.
         look: number of views -> that many train pictures with their errors.
+        steps: how many steps the whole run will have, as far as is known.
     """
 
     extent: float
@@ -60,6 +65,7 @@ class DensifyContext:
     start_count: int
     random: np.random.Generator
     look: Callable[[int], Sequence[PixelErrors]]
+    steps: Callable[[], float]
 
 
 class Strategy:
@@ -108,6 +114,17 @@ class Strategy:
 def logit(value: torch.Tensor | float) -> torch.Tensor:
     """The inverse of the sigmoid, away from 0 and 1."""
     return torch.logit(torch.as_tensor(value), eps=1e-6)
+
+
+def time_to_reset(strategy: Strategy, progress: float, share: float) -> bool:
+    """Whether opacities are reset now: once in every `share` of the run, not near the end, and not in short runs.
+
+    It takes about 60 steps until an opacity is back.
+    """
+    if share * strategy.context.steps() < _MIN_STEPS_OF_A_RESET:
+        return False
+    last = (progress % share) + strategy.interval > share
+    return last and progress + 2 * strategy.interval < strategy.stop
 
 
 def reset_opacities(splats: Splats, at_most: float) -> None:

@@ -18,7 +18,7 @@ import torch
 from ...gaussians import SH_C0
 from ..schedules import growth
 from ..splats import Splats
-from .base import PixelErrors, Strategy, children_along_axis, logit, reset_opacities, screen_norm
+from .base import PixelErrors, Strategy, children_along_axis, logit, reset_opacities, screen_norm, time_to_reset
 
 __all__ = ["STRATEGY"]
 
@@ -75,7 +75,7 @@ class ErrorDriven(Strategy):
             added = len(at_pixels["means"])
             splats.append(at_pixels)
         splats.clear_stats()
-        if (progress % _RESET_SHARE) + self.interval > _RESET_SHARE and progress + 2 * self.interval < self.stop:
+        if time_to_reset(self, progress, _RESET_SHARE):
             reset_opacities(splats, _RESET_OPACITY)
         return {"split": count, "added": added, "pruned": pruned}
 
