@@ -1,9 +1,8 @@
 // `.splc` scenes in PlayCanvas (npm: playcanvas).
 //
-//     import * as pc from "playcanvas";
-//     import { loadSplat } from "splatcodec-player/playcanvas";
-//
 //     app.root.addChild(await loadSplat("scene.splc", { pc, app }));
+//
+// docs/examples/playcanvas.html is a whole page.
 
 import { decodeToPly } from "./ply.js";
 

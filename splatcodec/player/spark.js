@@ -1,9 +1,8 @@
 // `.splc` scenes in three.js with Spark (npm: three, @sparkjsdev/spark).
 //
-//     import { SplatMesh } from "@sparkjsdev/spark";
-//     import { loadSplat } from "splatcodec-player/spark";
-//
 //     scene.add(await loadSplat("scene.splc", { SplatMesh }));
+//
+// docs/examples/spark.html is a whole page.
 
 import { decodeToPly } from "./ply.js";
 
