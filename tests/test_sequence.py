@@ -439,6 +439,28 @@ def test_events_move_colours_from_their_frame_on(coded: bytes) -> None:
             assert not change.any()
 
 
+def test_changes_for_good_are_events(tmp_path: Path) -> None:
+    scene = sample_scene(600).with_sh_degree(1)
+    frames = []
+    for k in range(10):
+        sh0, shN, opacities = scene.sh0.copy(), scene.shN.copy(), scene.opacities.copy()
+        for row in range(60):  # each at a time of its own
+            if k >= 1 + row % 9:
+                sh0[row] += (1.0, -0.6, 0.3)
+                shN[row, 1] += 0.5
+                opacities[row] = -1.0
+        frames.append(scene.replaced(sh0=sh0, shN=shN, opacities=opacities))
+    path = tmp_path / "a.splc"
+    api.compress_sequence(frames, path, group=10, effort=1, quality=70, prune=False)
+    with api.open_moving(path) as moving:
+        assert moving[0].num_gaussians == 600
+        tiles = moving._group[1].tiles if moving._group else []
+        rows = {row for tile in tiles for row in np.flatnonzero(np.diff(tile.event_starts))}
+        assert 30 <= len(rows) <= 75
+        for k in (0, 4, 9):
+            assert compare(frames[k], moving[k], num_views=4, size_px=96).psnr_db > 38
+
+
 # -------------------------------------------------------------------------------------------------------- who is who
 
 

@@ -110,7 +110,8 @@ _PRICE = 2 * np.log(2) / 12  # squared steps that a bit is worth
 _BITS_A_SHAPE = 11.0  # and frame
 _MOST_SHAPES = 48  # of all tracks; the format allows 64
 _NODE_SAVING = 0.85
-_EVENT_STEPS = 6.0  # a jump of so many steps is looked at as an event
+_EVENT_STEPS = 3  # a jump of so many steps is an event
+_MOST_DELTA = 1 << 22
 _TRIALS = 5
 _TOLERANCE_DB = 0.3
 _DB_PER_OCTAVE = -5.5
@@ -500,19 +501,21 @@ class MotionEncoder:
         scale = np.zeros(TRACKS)
         scale[POSITION], scale[TURN] = 1.0 / position_step, 1.0 / turn_step
         scale[[SIZE, OPACITY_TRACK, COLOR, SH]] = 1.0  # in base units already
+        events = [source.events(tile) for source, tile in zip(sources, tiles)]
         shapes, coefficients, masks = _choose_tracks(sources, exponents, scale, frames, degree)
         counts = np.array([len(s) for s in shapes])
-        events = [_no_events() for _ in tiles]
         weights = _fit_weights(coefficients, masks, tiles, counts, degree, [f[0] for f in found], fit)
         parameters = MotionParameters(
             frames, degree, shapes, fit.nodes.pivots, fit.nodes.turns, fit.nodes.shifts, position_step, turn_step,
-            fit.nodes.step, bias, False, weights, np.zeros((int(counts.sum()), CELLS), np.uint8),
+            fit.nodes.step, bias, any(e.rows for e in events), weights,
+            np.zeros((int(counts.sum()), CELLS), np.uint8),
         )  # fmt: skip
         motions: list[TileMotion] = []
         loops: list[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]] = []
         histogram = np.zeros((CELLS * max(int(counts.sum()), 1), ALPHABET), np.int64)
         for k, ((rows, here), tile) in enumerate(zip(found, tiles)):
-            motion = TileMotion.still(len(tile), parameters, len(events[k][1]))
+            motion = TileMotion.still(len(tile), parameters, len(events[k].rows))
+            events[k].put(motion)
             motion.masks = masks[k]
             motion.nodes = np.where(here, fit.nodes.assignment[rows] if len(fit.ids) else 0, 0).astype(np.int32)
             motion.births = np.where(here, fit.births[rows] if len(fit.ids) else 0, 0).astype(np.int32)
@@ -574,8 +577,23 @@ def _rows_replaced(
     return scene.replaced(**changed)
 
 
-def _no_events() -> tuple[npt.NDArray[np.int64], list[int]]:
-    return np.zeros(0, np.int64), []
+@dataclass
+class _Events:
+    """Changes for good of a tile, in the order of its Gaussians and of time."""
+
+    rows: list[int]
+    frames: list[int]
+    tracks: list[int]
+    deltas: list[npt.NDArray[np.int64]]
+
+    def put(self, motion: TileMotion) -> None:
+        """Write them into a motion that has room for them."""
+        if not self.rows:
+            return
+        motion.event_starts[1:] = np.cumsum(np.bincount(self.rows, minlength=len(motion.nodes)))
+        motion.event_frames[:], motion.event_tracks[:] = self.frames, self.tracks
+        for k, delta in enumerate(self.deltas):
+            motion.event_deltas[k, : len(delta)] = delta
 
 
 @dataclass
@@ -585,6 +603,7 @@ class _Tracks:
     Attributes:
         values: of each track (F, n, components) float32; position and turn in world units and tangents.
         lowest: least of position exponents with bias 0.
+        jumps: of opacity, colour and SH (n,) frames, see `Fit`.
         here: (n,) whether each is in the group. present: (F, n) and in the frame; all of what is never here.
     """
 
@@ -592,6 +611,7 @@ class _Tracks:
     lowest: int
     here: npt.NDArray[np.bool_]
     present: npt.NDArray[np.bool_]
+    jumps: tuple[npt.NDArray[np.int32], ...] = ()
 
     @classmethod
     def of(
@@ -636,7 +656,27 @@ class _Tracks:
         lowest = int((sizes // 3072 + streams[:, 0]).min()) if n else 0
         for track in values:
             track[:, ~here] = 0.0
-        return cls(values, lowest, here, fit.present[:, rows] | ~here)
+        jumps = tuple(np.where(here, jump[rows], 0).astype(np.int32) for jump in fit.jumps)
+        return cls(values, lowest, here, fit.present[:, rows] | ~here, jumps)
+
+    def events(self, tile: BaseTile) -> _Events:
+        """Changes for good as events, which are taken out of the values."""
+        found: list[tuple[int, int, int, npt.NDArray[np.int64]]] = []
+        for track, jump in zip((OPACITY_TRACK, COLOR, SH), self.jumps):
+            classes = tile.coded.values[:, 0 if track == OPACITY_TRACK else 1]
+            values = self.values[track]
+            for row in np.flatnonzero(jump):
+                frame = int(jump[row])
+                change = values[frame:, row].mean(0) - values[:frame, row].mean(0)
+                steps = np.rint(change / 2.0 ** int(classes[row])).astype(np.int64)
+                if np.abs(steps).max(initial=0) < _EVENT_STEPS:
+                    continue
+                delta = np.clip(steps << int(classes[row]), -_MOST_DELTA, _MOST_DELTA)
+                delta = delta >> int(classes[row]) << int(classes[row])
+                values[frame:, row] -= delta
+                found.append((int(row), frame, track, delta))
+        found.sort(key=lambda event: event[:3])
+        return _Events([e[0] for e in found], [e[1] for e in found], [e[2] for e in found], [e[3] for e in found])
 
 
 def _choose_tracks(

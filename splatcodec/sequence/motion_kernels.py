@@ -198,8 +198,7 @@ def emit_motion(
                 count = encode_gamma(models, _EVENTS, last - first - 1, intervals, count)
                 previous = 0
                 for k in range(first, last):
-                    gap = np.int64(event_frames[k]) - previous - (1 if k > first else 0)
-                    count = encode_gamma(models, _WAIT, gap, intervals, count)
+                    count = encode_gamma(models, _WAIT, np.int64(event_frames[k]) - previous, intervals, count)
                     previous = event_frames[k]
                     track = event_tracks[k]
                     kind = track - _FIRST_EVENT_TRACK
@@ -288,10 +287,10 @@ def decode_motion(
                 if more < 0 or events + more + 1 > len(event_frames):
                     return np.int64(-1)
                 frame = np.int64(0)
-                for k in range(more + 1):
+                for _ in range(more + 1):
                     gap = decode_gamma(models, _WAIT, states, words, cursor)
                     kind = decode_gamma(models, _KIND, states, words, cursor)
-                    frame += gap + (1 if k else 0)
+                    frame += gap
                     if gap < 0 or kind < 0 or frame < 1 or frame >= frames or kind > TRACKS - 1 - _FIRST_EVENT_TRACK:
                         return np.int64(-1)
                     track = kind + _FIRST_EVENT_TRACK
