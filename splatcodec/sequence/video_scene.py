@@ -48,7 +48,7 @@ _MAX_POSITION = 1 << 22
 _LOGIT_LIMIT = 1e-6
 _GEOMETRY, _COLOR, _PLACE, _TURN = "geometry steps", "colour steps", "position steps", "turn steps"
 _ALPHA_LEVELS = 1020
-_ALPHA_SHIFT = 3
+_ALPHA_SHIFT = 1
 #: What a coarser video may cost, dB.
 QP_LOSS_DB = 0.1
 _SLOPES = (1e-6, 100.0)
@@ -187,7 +187,7 @@ def encode_scene_group(
         if frame.cleaned()[1]:
             raise ParameterError(f"frame {number}: {frame.cleaned()[1]}", hint="use Gaussians.cleaned()")
     measured = measured_contributions(frames, options) if measured is None else measured
-    lossy = LossyOptions(prune=options.prune, drop_unseen=True)
+    lossy = LossyOptions(prune=options.prune)
     plan = make_plan(frames[len(frames) // 2], measured, options.slope, lossy, Tuning())
     kept = plan.kept
     chosen = [frame.selected(kept) for frame in frames]
