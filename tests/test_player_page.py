@@ -23,6 +23,7 @@ from test_player import Handler, _need_chromium, node
 from splatcodec import api
 from splatcodec.cli.main import main
 from splatcodec.errors import LimitExceededError, UnsupportedError
+from splatcodec.gaussians import Gaussians
 from splatcodec.render.camera import Camera, evaluation_cameras
 from splatcodec.render.cpu import render
 from splatcodec.sample import sample_scene
@@ -104,6 +105,7 @@ def scenes(tmp_path_factory) -> Path:
     broken[45] ^= 0xFF
     (folder / "toc.splc").write_bytes(broken)
     (folder / "lossless.splc").write_bytes(api.compress(scene.selected(slice(0, 100)), lossless=True))
+    api.compress_sequence([Gaussians.empty(1)] * 3, folder / "moving.splc", group=2, effort=1)
     return folder
 
 
@@ -252,6 +254,7 @@ def test_damaged_files_and_wrong_addresses(address):
         "/scenes/headless.splc": "ends inside the header",
         "/scenes/toc.splc": "table of contents",
         "/scenes/lossless.splc": "lossless-1",
+        "/scenes/moving.splc": "moving scene",
         "/scenes/nothing.splc": "404",
         "https://example.com/scene.splc": "another site",
         "file:///etc/passwd": "http or https",
@@ -325,8 +328,9 @@ def test_exported_page_opens_from_disk(scenes, tmp_path):
 
 
 def test_exported_pages_are_refused_where_they_cannot_work(scenes, tmp_path, monkeypatch):
-    with pytest.raises(UnsupportedError, match="lossless-1"):
-        pages.export_html(scenes / "lossless.splc", tmp_path / "a.html")
+    for name, feature in (("lossless", "lossless-1"), ("moving", "sequence-1")):
+        with pytest.raises(UnsupportedError, match=feature):
+            pages.export_html(scenes / f"{name}.splc", tmp_path / "a.html")
     monkeypatch.setattr(pages, "MAX_EXPORT_BYTES", 100)
     with pytest.raises(LimitExceededError):
         pages.export_html(scenes / "scene.splc", tmp_path / "a.html")

@@ -22,7 +22,7 @@ const ADVICE = {
   format: "It may not be a .splc file, or be damaged.",
   truncated: "The file is not complete: copy or upload it again.",
   checksum: "The file is damaged: copy or upload it again.",
-  unsupported: "Write the scene again with the default options of splatcodec compress.",
+  unsupported: "The player shows still scenes written with the default options of splatcodec compress.",
   limit: "The file asks for more memory than is allowed.",
   network: "Check the address and the connection, then reload the page.",
   graphics: "Try another browser, or switch hardware acceleration on.",

@@ -227,7 +227,10 @@ export function parseToc(toc, header) {
   }
   if (missing.length) {
     const archive = missing.every((name) => ARCHIVE_FEATURES.has(name));
-    const why = archive ? "of the archive profile, which only Python decodes" : "which this decoder does not know";
+    const moving = missing.includes("sequence-1");
+    const why = moving
+      ? "a moving scene, which only Python decodes so far"
+      : archive ? "of the archive profile, which only Python decodes" : "which this decoder does not know";
     throw reader.error("unsupported", `the file needs ${missing.join(", ")}, ${why}`);
   }
   const numChunks = reader.varint();

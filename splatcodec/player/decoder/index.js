@@ -684,15 +684,15 @@ export async function open(input, options = {}) {
     if (header.tocLength > (options.maxTocBytes ?? Infinity)) {
       throw new SplcError("limit", `a table of contents of ${header.tocLength} bytes`, 16);
     }
-    if (source.size !== null && source.size !== header.length) {
-      const code = source.size < header.length ? "truncated" : "format";
-      const message = `the file has ${source.size} bytes, its header says ${header.length}`;
-      throw new SplcError(code, message, Math.min(source.size, header.length));
-    }
+    const size = source.size ?? header.length;
+    const lengths = `the file has ${size} bytes, its header says ${header.length}`;
+    if (size < header.length) throw new SplcError("truncated", lengths, size);
     place = "table of contents";
     const toc = await reader.read(HEADER_BYTES, header.tocLength);
     reader.close();
     const { features, chunks } = parseToc(toc, header);
+    // Only now: what follows may be something that the file's features name, such as the frames of a moving scene.
+    if (size > header.length) throw new SplcError("format", lengths, header.length);
     const file = new SplcFile(source, header, features, chunks, options.onNotice);
     await file.prepare(options.plain ?? false);
     return file;
