@@ -27,7 +27,7 @@ from splatcodec.training import trainer as trainer_module
 from splatcodec.training.checkpoint import read_checkpoint, write_checkpoint
 from splatcodec.training.datasets import PointCloud, ReadOptions, read_dataset
 from splatcodec.training.densify import strategies
-from splatcodec.training.densify.base import DensifyContext, children_along_axis
+from splatcodec.training.densify.base import DensifyContext, children_along_axis, reset_opacities, time_to_reset
 from splatcodec.training.densify.mcmc import relocated
 from splatcodec.training.evaluation import evaluate
 from splatcodec.training.losses import _photo_loss_torch, photo_loss
@@ -284,6 +284,21 @@ def test_budgets_hold(name, seed, budget):
         assert 0 < len(splats) <= max(budget, 60)
         assert all(torch.isfinite(value).all() for value in splats.params.values())
         assert len(splats.steps) == len(splats)
+
+
+@pytest.mark.parametrize(("steps", "name", "resets"), [(1000, "errors", 2), (100, "errors", 0), (1000, "adc", 4)])
+def test_opacities_are_reset_in_long_runs_only(steps, name, resets):
+    splats = some_splats(5)
+    known = DensifyContext(4.0, 5, 5, np.random.default_rng(0), lambda count: [], lambda: float(steps))
+    strategy = strategies()[name](known)
+    share = {"errors": 0.2, "adc": 0.1}[name]
+    calls = np.arange(strategy.start, strategy.stop, strategy.interval)
+    assert sum(time_to_reset(strategy, float(progress), share) for progress in calls) == resets
+    with torch.no_grad():
+        splats["opacity_logits"][:2] = torch.tensor([4.0, -8.0])
+    reset_opacities(splats, 0.01)
+    assert float(splats.alphas().max()) == pytest.approx(0.01, rel=1e-4)
+    assert float(splats.alphas()[1]) < 0.001
 
 
 def picture(splats, camera):

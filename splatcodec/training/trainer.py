@@ -435,7 +435,7 @@ class Trainer:
         strategy = self.strategy
         if not strategy.start <= share < strategy.stop:
             return
-        due = int((share - strategy.start) / strategy.interval) + 1
+        due = int((share - strategy.start) / strategy.interval + 1e-9) + 1
         if due <= self.refinements:
             return
         self.refinements = due

@@ -123,8 +123,11 @@ def time_to_reset(strategy: Strategy, progress: float, share: float) -> bool:
     """
     if share * strategy.context.steps() < _MIN_STEPS_OF_A_RESET:
         return False
-    last = (progress % share) + strategy.interval > share
-    return last and progress + 2 * strategy.interval < strategy.stop
+    # `refine` is called once for every interval: by its number, so that no reset is missed or comes twice.
+    number = int((progress - strategy.start) / strategy.interval + 1e-9)
+    now = strategy.start + number * strategy.interval
+    crossed = int(now / share + 1e-9) > int((now - strategy.interval) / share + 1e-9)
+    return crossed and progress + 2 * strategy.interval < strategy.stop
 
 
 def reset_opacities(splats: Splats, at_most: float) -> None:
