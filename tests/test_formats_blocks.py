@@ -26,7 +26,7 @@ from splatcodec.errors import (
 from splatcodec.formats import Blocks, WriteOptions, base
 from splatcodec.gaussians import Gaussians
 from splatcodec.sample import sample_scene
-from splatcodec.static import decoder, encoder
+from splatcodec.static import decoder, encoder, lossless
 
 FORMATS = formats.formats()
 ARRAYS = ("means", "quats", "scales", "opacities", "sh0", "shN")
@@ -384,3 +384,37 @@ def test_a_damaged_tile_is_named_and_leaves_no_file(tiled, tmp_path):
     assert len(damage) == 1
     with api.open(tiled) as scene:
         assert facts["num_gaussians"] == scene.num_gaussians - entry.count
+
+
+def test_a_lossless_ply_is_written_block_by_block(tmp_path, monkeypatch):
+    for name in ("encode_columns", "block_counts"):
+        monkeypatch.setattr(lossless, name, functools.partial(getattr(lossless, name), block_rows=300))
+    asked = []
+    decode = lossless.decode_columns
+
+    def counted(description, blocks, counts, *rest):
+        asked.append(sum(counts))
+        return decode(description, blocks, counts, *rest)
+
+    monkeypatch.setattr(lossless, "decode_columns", counted)
+    source, packed, back = (tmp_path / name for name in ("a.ply", "a.splc", "b.ply"))
+    for scene in (sample_scene(1000), sample_scene(10).selected(slice(0))):
+        formats.write(scene, source, overwrite=True)
+        api.compress_file(source, packed, lossless=True, overwrite=True)
+        asked.clear()
+        facts = api.decompress_file(packed, back, threads=2, overwrite=True)
+        assert facts["identical"] is True
+        assert back.read_bytes() == source.read_bytes()
+        assert asked == ([600, 400] if len(scene) else [0])
+        assert api.read(packed).num_gaussians == len(scene)
+    api.write(sample_scene(1000), source, overwrite=True)
+    api.compress_file(source, packed, lossless=True, overwrite=True)
+    with api.open(packed) as file:
+        entry = file.container.of_type("COLS")[-1]
+    content = bytearray(packed.read_bytes())
+    content[entry.offset + 20] ^= 1
+    packed.write_bytes(content)
+    back.unlink()
+    with pytest.raises(SplatCodecError, match=r"COLS\[0/3\]"):
+        api.decompress_file(packed, back)
+    assert not back.exists()

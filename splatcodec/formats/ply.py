@@ -16,7 +16,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -57,6 +57,7 @@ __all__ = [
     "sh_rest_count",
     "sniff_header",
     "write",
+    "write_parts",
     "write_table",
 ]
 
@@ -958,16 +959,27 @@ def write_table(table: PlyTable, path_or_file: PathLike | BinaryIO, *, overwrite
 
 
 def _write_table(table: PlyTable, vertex: PlyElement, file: BinaryIO) -> None:
-    file.write(table.header.header_bytes)
-    columns = list(table.columns.items())
-    if table.header.format == "ascii":
-        step = block_rows(vertex.row_bytes)
-        for start in range(0, vertex.count, step):
-            words = [values[start : start + step].astype(str) for _, values in columns]
-            file.writelines((" ".join(row) + "\n").encode() for row in zip(*words))
-    else:
-        _write_rows(file, vertex.row_dtype(table.header.byte_order), columns, vertex.count)
-    file.write(table.trailing)
+    write_parts(table.header, [table.columns], table.trailing, file)
+
+
+def write_parts(
+    header: PlyHeader, parts: Iterable[Mapping[str, npt.NDArray[Any]]], trailing: bytes, file: BinaryIO
+) -> None:
+    """Write a table whose rows come in parts: `columns` of a PlyTable each, together as many as the header says."""
+    vertex = header.element("vertex")
+    assert vertex is not None
+    file.write(header.header_bytes)
+    for part in parts:
+        columns = list(part.items())
+        count = len(columns[0][1]) if columns else 0
+        if header.format == "ascii":
+            step = block_rows(vertex.row_bytes)
+            for start in range(0, count, step):
+                words = [values[start : start + step].astype(str) for _, values in columns]
+                file.writelines((" ".join(row) + "\n").encode() for row in zip(*words))
+        else:
+            _write_rows(file, vertex.row_dtype(header.byte_order), columns, count)
+    file.write(trailing)
 
 
 # ---------------------------------------------------------------------------------------------------------- format

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -23,9 +23,9 @@ from ..formats import detect, ply
 from ..formats import read as read_format
 from ..gaussians import Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
-from ..stages.lossless import block_counts, decode_columns, encode_columns, spatial_order
+from ..stages.lossless import BLOCK_ROWS, block_counts, decode_columns, encode_columns, spatial_order
 from ..stages.lossless_boxes import Boxes
-from .decoder import check_counts
+from .decoder import check_counts, worker_count
 
 __all__ = [
     "HashingFile",
@@ -115,6 +115,22 @@ def read_columns(
     Raises:
         SplatCodecError: they are damaged.
     """
+    return next(column_parts(container, limits, threads, boxes, level, most=None))
+
+
+def column_parts(
+    container: Container,
+    limits: Limits,
+    threads: int | None,
+    boxes: Boxes | None = None,
+    level: int = 0,
+    *,
+    most: int | None,
+) -> Iterator[dict[str, npt.NDArray[Any]]]:
+    """`read_columns` in parts, each of the rows of at most `most` blocks; None = all at once, once.
+
+    `boxes` are for all at once.
+    """
     described = [entry for entry in container.of_type("COLD") if entry.level == level]
     if len(described) != 1:
         raise FormatError(
@@ -126,17 +142,20 @@ def read_columns(
         check_counts(container, entries, limits)
     else:
         limits.check_gaussians(sum(entry.count for entry in entries), file=container.name)
-    try:
-        description = container.read(cold)
-        blocks = [container.read(entry) for entry in entries]
-        names = [entry.label for entry in entries]
-        counts = [entry.count for entry in entries]
-        return decode_columns(description, blocks, counts, threads, limits, names, boxes)
-    except SplatCodecError as error:
-        if error.file is None:  # offsets inside a chunk become offsets in the file
-            entry = next((entry for entry in entries if entry.label == error.chunk), cold)
-            error.offset = entry.offset + (error.offset or 0)
-        raise error.locate(file=container.name, chunk=cold.label) from None
+    description: bytes | None = None
+    for first in range(0, max(len(entries), 1), most or max(len(entries), 1)):
+        part = entries[first : first + most] if most else entries
+        try:
+            description = container.read(cold) if description is None else description
+            blocks = [container.read(entry) for entry in part]
+            names, counts = [entry.label for entry in part], [entry.count for entry in part]
+            columns = decode_columns(description, blocks, counts, threads, limits, names, boxes)
+        except SplatCodecError as error:
+            if error.file is None:  # offsets inside a chunk become offsets in the file
+                entry = next((entry for entry in part if entry.label == error.chunk), cold)
+                error.offset = entry.offset + (error.offset or 0)
+            raise error.locate(file=container.name, chunk=cold.label) from None
+        yield columns
 
 
 def _read_head(container: Container, limits: Limits) -> tuple[ply.PlyHeader, bytes]:
@@ -180,17 +199,23 @@ def decode_table(container: Container, limits: Limits = DEFAULT_LIMITS, threads:
     """
     header, trailing = _read_head(container, limits)
     columns = read_columns(container, limits, threads)
+    return ply.PlyTable(header, _as_stated(container, header, columns), trailing)
+
+
+def _as_stated(
+    container: Container, header: ply.PlyHeader, columns: dict[str, npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[Any]]:
+    """The columns, of some of the rows or all, if they are those of the header; in this machine's byte order."""
     vertex = header.element("vertex")
     if vertex is None:
         raise FormatError("the PLY header has no vertices", file=container.name, chunk="PLYH")
-    rows = len(next(iter(columns.values()))) if columns else 0
-    if tuple(columns) != vertex.names or rows != vertex.count:
+    # The number of rows of all chunks is known to be that of the container.
+    if tuple(columns) != vertex.names or container.num_gaussians != vertex.count:
         raise FormatError("the columns are not those of the PLY header", file=container.name, chunk="COLD")
     for prop in vertex.properties:
         if columns[prop.name].dtype.newbyteorder("=") != prop.dtype:
             raise FormatError(f"column {prop.name} has another type than its header says", file=container.name)
-    native = {name: values.astype(values.dtype.newbyteorder("="), copy=False) for name, values in columns.items()}
-    return ply.PlyTable(header, native, trailing)
+    return {name: values.astype(values.dtype.newbyteorder("="), copy=False) for name, values in columns.items()}
 
 
 def decode_gaussians(
@@ -229,18 +254,27 @@ def write_ply(
     Returns:
         `identical`: True, False, or None where the source's checksum is not in the file; `differs`: what does.
     """
-    table = decode_table(container, limits, threads)
+    header, trailing = _read_head(container, limits)
+    most = worker_count(threads)  # blocks in memory
+    done = 0
+
+    def parts() -> Iterator[dict[str, npt.NDArray[Any]]]:
+        nonlocal done
+        for columns in column_parts(container, limits, threads, most=most):
+            yield _as_stated(container, header, columns)
+            done += most * BLOCK_ROWS
+            if progress:
+                progress("decode", min(1.0, done / max(1, container.num_gaussians)))
+
     with atomic_write(path, overwrite) as file:
         hashed = HashingFile(file)
-        ply.write_table(table, hashed)  # type: ignore[arg-type]
-    if progress:
-        progress("decode", 1.0)
+        ply.write_parts(header, parts(), trailing, hashed)  # type: ignore[arg-type]
     source = metadata.get("source")
     wanted = source.get("sha256") if isinstance(source, dict) else None
     identical = None if wanted is None else hashed.digest.hexdigest() == wanted
     differs = []
     if identical is False:
-        text = table.header.format == "ascii"
+        text = header.format == "ascii"
         differs.append("the spelling of numbers in an ascii PLY" if text else "the bytes of the file")
     elif identical is None:
         differs.append("the source's checksum is not known (reordered, or not made from a PLY file)")
