@@ -307,7 +307,7 @@ def test_a_slow_link_is_slow(tmp_path, content):
         assert ask(place, "/scenes/a.splc")[2] == content
         alone = time.monotonic() - began
         # A round trip for the connection, one for the answer, then the bytes.
-        assert 0.45 < alone < 1.5
+        assert 0.45 < alone < 5
         began = time.monotonic()
         threads = [threading.Thread(target=ask, args=(place, "/scenes/a.splc")) for _ in range(3)]
         for thread in threads:
