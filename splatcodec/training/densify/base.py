@@ -25,9 +25,6 @@ __all__ = [
 ]
 
 
-_MIN_STEPS_OF_A_RESET = 60
-
-
 @dataclass(frozen=True, eq=False)
 class PixelErrors:
     """One train picture, and how wrong it is.
@@ -116,12 +113,12 @@ def logit(value: torch.Tensor | float) -> torch.Tensor:
     return torch.logit(torch.as_tensor(value), eps=1e-6)
 
 
-def time_to_reset(strategy: Strategy, progress: float, share: float) -> bool:
+def time_to_reset(strategy: Strategy, progress: float, share: float, least_steps: int = 60) -> bool:
     """Whether opacities are reset now: once in every `share` of the run, not near the end, and not in short runs.
 
-    It takes about 60 steps until an opacity is back.
+    It takes about 60 steps until an opacity is back; `least_steps` of the run must lie between two resets.
     """
-    if share * strategy.context.steps() < _MIN_STEPS_OF_A_RESET:
+    if share * strategy.context.steps() < least_steps:
         return False
     # `refine` is called once for every interval: by its number, so that no reset is missed or comes twice.
     number = int((progress - strategy.start) / strategy.interval + 1e-9)
