@@ -39,8 +39,8 @@ _TOLD_EVERY_S = 30.0
 _CHECKPOINT_SUFFIX = ".checkpoint"
 # Options that are fields of `TrainSettings` under the same name.
 _SETTINGS = (
-    "iterations", "minutes", "max_gaussians", "seed", "method", "strategy", "sh_degree", "shape", "antialiased",
-    "backend", "threads",
+    "iterations", "minutes", "max_gaussians", "seed", "method", "strategy", "sh_degree", "mask_weight", "shape",
+    "antialiased", "backend", "threads",
 )  # fmt: skip
 
 
@@ -71,7 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="behind transparent pixels (white for Blender sets, else black)",
     )
     parser.add_argument("--sh-degree", type=int, choices=range(4), metavar="D", help="highest SH degree (3)")
-    parser.add_argument("--method", metavar="NAME", help="way of training (plain)")
+    parser.add_argument("--method", metavar="NAME", help="way of training: plain (default) or masked")
+    parser.add_argument(
+        "--mask-weight", type=float, metavar="W", help="how hard --method masked presses Gaussians out (0.0005)"
+    )
     parser.add_argument("--strategy", metavar="NAME", help="where Gaussians are added: errors (default), adc or mcmc")
     parser.add_argument(
         "--shape",
