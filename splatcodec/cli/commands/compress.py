@@ -72,8 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--compact",
-        action="store_true",
-        help="with fewer Gaussians, fitted to the original's pictures (with --refine 600 unless given)",
+        type=float,
+        nargs="?",
+        const=4.0,
+        metavar="C",
+        help="with fewer Gaussians, fitted to the original's pictures (600 steps, or those of --refine): what is"
+        " dropped shows up to C times what is dropped without (default 4)",
     )
     parser.add_argument("--drop-extras", action="store_true", help="leave out side arrays (normals, labels ...)")
     moving.add_compress_options(parser)
@@ -133,7 +137,7 @@ def _refinement(args: argparse.Namespace, console: Console) -> Any:
     """What --refine and --compact ask for; None without them."""
     from ...errors import BackendUnavailableError, ParameterError
 
-    if args.refine is None and not args.compact:
+    if args.refine is None and args.compact is None:
         return None
     if args.lossless:
         raise ParameterError("--refine and --compact change values: not with --lossless")
@@ -141,9 +145,8 @@ def _refinement(args: argparse.Namespace, console: Console) -> Any:
         from ...training.refine import RefineOptions, Refiner
     except ImportError:
         raise BackendUnavailableError("refinement needs torch", hint="pip install 'splatcodec[train]'") from None
-    return Refiner(
-        RefineOptions(args.refine or (_COMPACT_STEPS if args.compact else 0), args.compact), console.progress
-    )
+    steps = args.refine if args.refine is not None else _COMPACT_STEPS
+    return Refiner(RefineOptions(steps, args.compact or 0.0), console.progress)
 
 
 def _lossy_options(args: argparse.Namespace) -> dict[str, Any]:
