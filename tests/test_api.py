@@ -309,9 +309,12 @@ def test_python_in_the_readme_runs(small_files, tmp_path, monkeypatch, capsys):
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(code) == 1
     shutil.copy(small_files["ply"], tmp_path / "scene.ply")
+    for k in range(11):
+        (tmp_path / "frames").mkdir(exist_ok=True)
+        shutil.copy(small_files["ply"], tmp_path / "frames" / f"{k}.ply")
     monkeypatch.chdir(tmp_path)
     exec(compile(code[0], "README.md", "exec"), {})
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 def test_bytes_like_sources(lossy):
