@@ -27,7 +27,13 @@ from splatcodec.training import trainer as trainer_module
 from splatcodec.training.checkpoint import read_checkpoint, write_checkpoint
 from splatcodec.training.datasets import PointCloud, ReadOptions, read_dataset
 from splatcodec.training.densify import strategies
-from splatcodec.training.densify.base import DensifyContext, children_along_axis, reset_opacities, time_to_reset
+from splatcodec.training.densify.base import (
+    DensifyContext,
+    PixelErrors,
+    children_along_axis,
+    reset_opacities,
+    time_to_reset,
+)
 from splatcodec.training.densify.mcmc import relocated
 from splatcodec.training.evaluation import evaluate
 from splatcodec.training.losses import _photo_loss_torch, photo_loss
@@ -284,6 +290,25 @@ def test_budgets_hold(name, seed, budget):
         assert 0 < len(splats) <= max(budget, 60)
         assert all(torch.isfinite(value).all() for value in splats.params.values())
         assert len(splats.steps) == len(splats)
+
+
+@pytest.mark.parametrize("room", [0, 1, 2, 3, 5, 20])
+def test_the_budget_holds_where_pictures_ask_for_more_than_there_is_room(room):
+    splats = some_splats(60)
+    random = np.random.default_rng(0)
+    camera = ring(1, 16)[0]
+    pixels = (16, 16)
+    picture = PixelErrors(
+        random.random(pixels, np.float32),
+        random.random((*pixels, 3), np.float32),
+        np.ones(pixels, np.float32),
+        np.full(pixels, 3.0, np.float32),
+        camera,
+    )
+    strategy = strategies()["errors"](context(splats, 60 + room, 0, lambda count: [picture] * count))
+    strategy.observe(splats, torch.ones(60, dtype=torch.bool), torch.ones(60, 2), None, pixels)
+    strategy.refine(splats, strategy.stop - 1e-6)
+    assert len(splats) == 60 + room
 
 
 @pytest.mark.parametrize(("steps", "name", "resets"), [(1000, "errors", 2), (100, "errors", 0), (1000, "adc", 4)])

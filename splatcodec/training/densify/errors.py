@@ -67,14 +67,13 @@ class ErrorDriven(Strategy):
         room = max(0, min(allowed, self.context.max_gaussians) - len(splats))
         at_pixels = self._at_pixels(splats, round(_PIXEL_SHARE * room)) if room else None
         moves = splats.add_stats("moves") / splats.add_stats("seen").clamp(min=1)
-        count = min(room - (len(at_pixels["means"]) if at_pixels else 0), int((moves > 0).sum()))
+        added = len(at_pixels["means"]) if at_pixels else 0
+        count = min(room - added, int((moves > 0).sum()))
         rows = torch.argsort(moves, descending=True, stable=True)[:count]
         first, second = children_along_axis(splats, rows)
         splats.set_rows(rows, first)
         splats.append(second)
-        added = 0
         if at_pixels:
-            added = len(at_pixels["means"])
             splats.append(at_pixels)
         splats.clear_stats()
         if time_to_reset(self, progress, _RESET_SHARE, _RESET_STEPS):
@@ -85,11 +84,11 @@ class ErrorDriven(Strategy):
         """Gaussians at pixels drawn by their squared errors, where something already gives a depth."""
         pictures = self.context.look(_PIXEL_VIEWS)
         parts = [self._on_picture(picture, math.ceil(count / len(pictures))) for picture in pictures]
-        means = np.concatenate([part[0] for part in parts])
-        if not len(means):
-            return None
-        sizes, colours = np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
+        # Every picture was asked for at least one: together they may have more than there is room for.
+        means, sizes, colours = (np.concatenate([part[k] for part in parts])[:count] for k in range(3))
         n = len(means)
+        if not n:
+            return None
         values = {
             "means": means,
             "quats": np.tile([1.0, 0.0, 0.0, 0.0], (n, 1)),
