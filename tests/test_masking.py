@@ -50,7 +50,7 @@ def test_gradients_pass_the_threshold_as_those_of_the_products():
 
 def test_a_mask_removes_gaussians_that_are_not_needed(dataset):
     free = run(dataset, method="masked", mask_weight=0.0, iterations=600, max_gaussians=400)
-    pressed = run(dataset, method="masked", mask_weight=0.1, iterations=600, max_gaussians=400)
+    pressed = run(dataset, method="masked", mask_weight=0.02, iterations=600, max_gaussians=400)
     assert len(pressed.gaussians) < 0.8 * len(free.gaussians)
     assert pressed.evaluation.psnr_db > free.evaluation.psnr_db - 3.0
 

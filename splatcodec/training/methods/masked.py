@@ -9,14 +9,15 @@ import torch
 
 from ...errors import SplatCodecError
 from ..masking import kept_rows, mask_loss, masked
-from ..schedules import pace
 from ..settings import DEFAULT_ITERATIONS
 from ..splats import Splats
 from .base import Method
 
 __all__ = ["METHOD"]
 
-_RATE = 0.01  # of a run of 30,000 steps
+_LONG_RUN = 30_000
+_RATE = 0.01  # of a run of so many steps
+_MOST_FASTER = 10.0
 _REMOVE_EVERY = 0.04  # of the run
 _REMOVE_FROM = 0.1
 
@@ -37,8 +38,9 @@ class Masked(Method):
         return Splats({**splats.params, "mask": torch.zeros((len(splats), 1), device=splats.device)})
 
     def rates(self, progress: float) -> dict[str, float]:
-        """Of the mask."""
-        return {"mask": _RATE * pace(self.settings.max_iterations or DEFAULT_ITERATIONS)}
+        """Of the mask: it has as far to go in a short run as in a long one."""
+        iterations = self.settings.max_iterations or DEFAULT_ITERATIONS
+        return {"mask": _RATE * min(_MOST_FASTER, max(1.0, _LONG_RUN / iterations))}
 
     def attributes(self, splats: Splats, progress: float) -> dict[str, torch.Tensor]:
         """The raw attributes, masked."""
