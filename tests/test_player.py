@@ -173,7 +173,13 @@ def test_records_are_as_near_as_promised():
 
 
 def test_damaged_files_give_a_scene_or_one_error():
-    (facts,) = node("mutate.mjs", NUM_MUTATIONS, 1, *(_golden(name) for name in make_golden.CASES))
+    arguments = ("mutate.mjs", NUM_MUTATIONS, 1, *(_golden(name) for name in make_golden.CASES))
+    try:
+        (facts,) = node(*arguments, timeout=120)
+    except subprocess.TimeoutExpired:
+        # Seconds as a rule; Node once stood still here. The damage is the same every time: a decoder that hangs on it
+        # hangs again.
+        (facts,) = node(*arguments)
     assert sum(facts["outcomes"].values()) == NUM_MUTATIONS
     assert min(facts["outcomes"][code] for code in ("scene", "format", "truncated", "checksum")) > 100
     assert facts["slowest_ms"] < 5000
