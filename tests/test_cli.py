@@ -505,6 +505,26 @@ def test_interrupted(tmp_path, sent, code):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["scene.ply"]
 
 
+def test_interrupted_while_source_runs(tmp_path):
+    # An interrupt inside exec() leaves a mark with Python 3.11 to 3.13 that would turn the exit code into the signal.
+    (tmp_path / "interrupted.py").write_text(
+        "import sys\n"
+        "from splatcodec.cli.commands import info\n"
+        "from splatcodec.cli.main import main\n"
+        "source = 'import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)'\n"
+        "info.run = lambda args, console: exec(source)\n"
+        "import signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.exit(main(['info', 'any.splc']))\n"
+    )
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (
+        ExitCode.INTERRUPTED,
+        "splatcodec: interrupted; nothing half-written is left\n",
+    )
+
+
 def _threads(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/task"))
 

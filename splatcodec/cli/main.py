@@ -116,6 +116,9 @@ def _run(args: argparse.Namespace, console: Console) -> int:
         with console.catch_warnings():
             return int(args.run(args, console))
     except KeyboardInterrupt:
+        # Where it came inside source given to exec() (numba and dataclasses do so), `python -m` would end by the signal
+        # though it was handled; other source that ends well clears that.
+        exec("")
         console.error("interrupted; nothing half-written is left")
         return ExitCode.INTERRUPTED
     except SplatCodecError as error:
