@@ -185,6 +185,7 @@ class Trainer:
         torch.set_num_threads(self.threads)
         self.max_gaussians = settings.max_gaussians or default_budget(dataset)
         self.method = method_named(settings.method)(settings)
+        self.method.attach(dataset, self.threads)
         strategy = strategy_named(settings.strategy)
         self.random = np.random.default_rng([0x545241, settings.seed])
         self.iteration = 0

@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="behind transparent pixels (white for Blender sets, else black)",
     )
     parser.add_argument("--sh-degree", type=int, choices=range(4), metavar="D", help="highest SH degree (3)")
-    parser.add_argument("--method", metavar="NAME", help="way of training: plain (default) or masked")
+    parser.add_argument("--method", metavar="NAME", help="way of training (plain); docs/training.md lists them")
     parser.add_argument(
         "--mask-weight", type=float, metavar="W", help="how hard --method masked presses Gaussians out (0.0005)"
     )
@@ -103,13 +103,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from ...errors import BackendUnavailableError, ParameterError
 
     checkpoint = args.checkpoint or args.output + _CHECKPOINT_SUFFIX
-    _check_outputs(args, checkpoint)
-    if not args.checkpoint_every > 0:
-        raise ParameterError(f"--checkpoint-every {args.checkpoint_every:g}", hint="more than 0 seconds")
     try:
         import torch  # noqa: F401
     except ImportError:
         raise BackendUnavailableError("training needs torch", hint="pip install 'splatcodec[train]'") from None
+    _check_outputs(args, checkpoint)
+    if not args.checkpoint_every > 0:
+        raise ParameterError(f"--checkpoint-every {args.checkpoint_every:g}", hint="more than 0 seconds")
     from ...training.datasets import ReadOptions, read_dataset
     from ...training.ranks import Ranks
     from ...training.settings import TrainSettings
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             return ExitCode.INTERRUPTED if stopped.signum == 2 else ExitCode.TERMINATED
     if not ranks.first:
         return ExitCode.OK
-    return _finish(args, console, dataset, settings, result, checkpoint, trainer.device)
+    return _finish(args, console, dataset, settings, result, checkpoint, trainer)
 
 
 class _Teller:
@@ -198,6 +198,7 @@ def _check_outputs(args: argparse.Namespace, checkpoint: str) -> None:
     from ...api import SUFFIX
     from ...errors import ParameterError
     from ...formats import format_of_target, formats
+    from ...training.methods import method_named
 
     name = format_of_target(args.output)
     if not args.output.lower().endswith(SUFFIX) and (name is None or not formats()[name].can_write):
@@ -206,6 +207,8 @@ def _check_outputs(args: argparse.Namespace, checkpoint: str) -> None:
         raise ParameterError(f"--quality {args.quality:g}", hint="0 to 100")
     if args.quality is not None and not args.output.lower().endswith(SUFFIX):
         raise ParameterError("--quality is of .splc files", file=args.output)
+    if args.quality is not None and args.method and method_named(args.method).makes_file:
+        raise ParameterError(f"--method {args.method} decides the quality of the file itself")
     for path in (args.output, args.report, checkpoint):
         if path is None:
             continue
@@ -230,7 +233,7 @@ def _finish(
     settings: Any,
     result: Any,
     checkpoint: str,
-    device: Any,
+    trainer: Any,
 ) -> int:
     """Write the scene and the report, and say what came out."""
     from ... import api
@@ -240,16 +243,16 @@ def _finish(
 
     of_file = None
     if args.output.lower().endswith(api.SUFFIX):
-        options = {} if args.quality is None else {"quality": args.quality}
-        api.compress_file(
-            result.gaussians,
-            args.output,
-            overwrite=args.overwrite,
-            threads=args.threads,
-            progress=console.progress,
-            **options,
+        quality = {} if args.quality is None else {"quality": args.quality}
+        options = {"threads": args.threads, "progress": console.progress}
+        payload = trainer.method.compressed(result.gaussians, **options)
+        if payload is None:
+            payload = api.compress(result.gaussians, **options, **quality)
+        with atomic_write(args.output, args.overwrite) as file:
+            file.write(payload)
+        of_file = evaluate(
+            api.read(args.output), dataset, dataset.test, device=trainer.device, num_threads=args.threads
         )
-        of_file = evaluate(api.read(args.output), dataset, dataset.test, device=device, num_threads=args.threads)
     else:
         for loss in api.write(result.gaussians, args.output, overwrite=args.overwrite):
             console.note(f"warning: {loss}")

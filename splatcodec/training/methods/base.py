@@ -10,6 +10,10 @@ import torch
 from ..splats import RAW, Splats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...gaussians import Gaussians
+    from ..datasets import Dataset
     from ..settings import TrainSettings
 
 __all__ = ["Method"]
@@ -20,12 +24,22 @@ class Method:
 
     Attributes:
         name: as in `--method`.
+        makes_file: whether `compressed` makes the `.splc` file, so that `--quality` means nothing.
+        dataset: what is learned from; set by `attach` before `prepare` and `restore`.
+        num_threads: of the CPU.
     """
 
     name = ""
+    makes_file = False
 
     def __init__(self, settings: TrainSettings) -> None:
         self.settings = settings
+        self.dataset: Dataset | None = None
+        self.num_threads = 1
+
+    def attach(self, dataset: Dataset, num_threads: int) -> None:
+        """Say what is learned from, and with how many threads."""
+        self.dataset, self.num_threads = dataset, num_threads
 
     def prepare(self, splats: Splats) -> Splats:
         """Add parameters before the first step."""
@@ -55,3 +69,15 @@ class Method:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
+
+    def compressed(
+        self, scene: Gaussians, *, threads: int | None = None, progress: Callable[[str, float], None] | None = None
+    ) -> bytes | None:
+        """The `.splc` file of the finished run; None: what `splatcodec.compress` makes of the scene.
+
+        Args:
+            scene: what the run gives (`TrainResult.gaussians`).
+            threads: worker threads; the bytes do not depend on it.
+            progress: called with (stage, share done).
+        """
+        return None
