@@ -185,7 +185,7 @@ class Trainer:
         torch.set_num_threads(self.threads)
         self.max_gaussians = settings.max_gaussians or default_budget(dataset)
         self.method = method_named(settings.method)(settings)
-        self.method.attach(dataset, self.threads)
+        self.method.attach(dataset, self.threads, max_gaussians=self.max_gaussians, say=self._note)
         strategy = strategy_named(settings.strategy)
         self.random = np.random.default_rng([0x545241, settings.seed])
         self.iteration = 0
@@ -339,7 +339,7 @@ class Trainer:
         settings, splats = self.settings, self.splats
         view = self._next_view()
         factor = resolution_factor(share, settings.coarse, settings.coarse_until)
-        camera, target = view.resized(factor), self._target(view, factor)
+        camera, target = self.method.example(view.resized(factor), self._target(view, factor), share)
         attributes = self.method.attributes(splats, share)
         absolute = torch.zeros((len(splats), 2), device=self.device) if self.strategy.wants_absolute else None
         signed = torch.zeros((len(splats), 2), device=self.device) if self.strategy.wants_signed else None
@@ -356,6 +356,7 @@ class Trainer:
             self._smooth(float(loss.detach()), float(((drawn.rgb - target) ** 2).mean()))
         for value in splats.params.values():
             value.grad = None
+        self.method.shared.clear_gradients()
         self.iteration += 1
         self._refine(share)
         if self.ranks.first:
@@ -371,14 +372,18 @@ class Trainer:
         size_px: tuple[int, int],
     ) -> None:
         """The optimizer's step, on gradients averaged over the ranks."""
-        splats = self.splats
+        splats, shared = self.splats, self.method.shared
         visible = drawn.visible
+        common = shared.gradients()
         if self.ranks.count > 1:
             # Every rank takes part in every sum, whatever it has to add.
             found = {n: torch.zeros_like(v) if (g := found[n]) is None else g for n, v in splats.params.items()}
             seen = visible.to(torch.float32)
             self.ranks.sum([*(g for g in found.values() if g is not None), seen])
             self.ranks.sum(sums for sums in (absolute, signed) if sums is not None)
+            self.ranks.sum(common.values())
+            for total in common.values():
+                total /= self.ranks.count
             for gradient in found.values():
                 if gradient is not None:
                     gradient /= self.ranks.count
@@ -396,6 +401,8 @@ class Trainer:
         if bad:
             self.bad_rows += bad
             self._note("gradients that are not finite: the Gaussians they belong to were left alone in those steps")
+        if not shared.step(common, rates):
+            self._note("gradients of shared parameters that are not finite: they were left alone in those steps")
         if bad and bad == int(visible.sum()):
             self._bad_step()
         else:
@@ -551,7 +558,7 @@ class Trainer:
             "notes": self.notes,
             "method": self.method.state(),
         }
-        write_checkpoint(self.checkpoint, state, self.splats.columns())
+        write_checkpoint(self.checkpoint, state, {**self.splats.columns(), **self.method.shared.columns()})
 
     def _restore(self) -> None:
         assert self.checkpoint is not None
@@ -563,8 +570,9 @@ class Trainer:
             for name in ("iteration", "seconds", "cpu_seconds", "order", "smoothed", "curve", "densified",
                          "refinements", "start_count", "notes"):  # fmt: skip
                 setattr(self, name, state[name])
+            self.method.shared.restore(arrays, self.device)
             self.method.restore(state["method"])
-            rows = {len(value) for value in arrays.values()}
+            rows = {len(value) for name, value in arrays.items() if not name.startswith("shared")}
             if len(rows) != 1 or not set(RAW) <= set(self.splats.params):
                 raise ValueError
         except SplatCodecError:

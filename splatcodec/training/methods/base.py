@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..shared import SharedParameters
 from ..splats import RAW, Splats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...gaussians import Gaussians
+    from ...render.camera import Camera
     from ..datasets import Dataset
     from ..settings import TrainSettings
 
@@ -20,13 +22,18 @@ __all__ = ["Method"]
 
 
 class Method:
-    """Plain training; others override what they change. A method keeps its per-Gaussian values in `Splats.params`.
+    """Plain training; others override what they change.
+
+    A method keeps its per-Gaussian values in `Splats.params`, and what all Gaussians share in `shared`; the trainer
+    moves both by the rates of `rates`, sums their gradients over processes, and keeps them in checkpoints.
 
     Attributes:
         name: as in `--method`.
         makes_file: whether `compressed` makes the `.splc` file, so that `--quality` means nothing.
         dataset: what is learned from; set by `attach` before `prepare` and `restore`.
         num_threads: of the CPU.
+        max_gaussians: the budget.
+        shared: parameters that no Gaussian owns.
     """
 
     name = ""
@@ -36,18 +43,28 @@ class Method:
         self.settings = settings
         self.dataset: Dataset | None = None
         self.num_threads = 1
+        self.max_gaussians = 0
+        self.shared = SharedParameters()
+        self.say: Callable[[str], None] = lambda text: None
 
-    def attach(self, dataset: Dataset, num_threads: int) -> None:
-        """Say what is learned from, and with how many threads."""
-        self.dataset, self.num_threads = dataset, num_threads
+    def attach(
+        self, dataset: Dataset, num_threads: int, *, max_gaussians: int = 0, say: Callable[[str], None] | None = None
+    ) -> None:
+        """Say what is learned from, with how many threads and Gaussians, and who is told of what is worth knowing."""
+        self.dataset, self.num_threads, self.max_gaussians = dataset, num_threads, max_gaussians
+        self.say = say or self.say
 
     def prepare(self, splats: Splats) -> Splats:
         """Add parameters before the first step."""
         return splats
 
     def rates(self, progress: float) -> dict[str, float]:
-        """Learning rates of parameters beyond the raw attributes."""
+        """Learning rates of parameters beyond the raw attributes, shared ones too."""
         return {}
+
+    def example(self, camera: Camera, target: torch.Tensor, progress: float) -> tuple[Camera, torch.Tensor]:
+        """What this step learns from: a camera, and the picture (H, W, 3) that it should see; a photograph, if left."""
+        return camera, target
 
     def attributes(self, splats: Splats, progress: float) -> dict[str, torch.Tensor]:
         """The raw attributes that are drawn, differentiable in `splats.params`: masks, quantizers, codebooks."""
