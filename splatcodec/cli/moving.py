@@ -117,6 +117,46 @@ def compress(args: argparse.Namespace, console: Console) -> int:
     return ExitCode.OK
 
 
+def package(args: argparse.Namespace, console: Console) -> int:
+    """Write a moving scene as segments for a static host."""
+    from ..errors import ParameterError
+    from ..streaming.package import package_sequence
+
+    still = [path for path in args.inputs if not is_moving(path)]
+    if still:
+        raise ParameterError("not a moving scene", file=still[0])
+    names = ("group", "profile", "effort")
+    report = package_sequence(
+        args.inputs,
+        args.output,
+        qualities=args.qualities,
+        audio=args.audio,
+        page=not args.no_page,
+        fps=args.fps,
+        count=args.count,
+        overwrite=args.overwrite,
+        threads=args.threads,
+        progress=console.progress,
+        **{name: getattr(args, name) for name in names if getattr(args, name) is not None},
+    )
+    if args.json:
+        console.json({"folder": args.output, **report.to_dict()})
+        return ExitCode.OK
+    manifest = report.manifest
+    lines = [
+        f"{args.output}: {len(report.files)} files, {human_bytes(sum(report.files.values()))}; "
+        f"{manifest['num_frames']} frames in {len(manifest['groups'])} groups",
+        *(
+            f"  {r['id']}: {r['profile']}, {human_bytes(r['bytes'])}, {r['bitrate'] / 1e6:.2f} Mbit/s"
+            for r in manifest["renditions"]
+        ),
+        *(f"  audio: {track['file']}, {track['type']}" for track in manifest["audio"]),
+        *(f"  note: {note}" for note in report.notes),
+    ]
+    console.summary("\n".join(lines))
+    return ExitCode.OK
+
+
 _PART_OPTIONS = ("levels", "max_gaussians", "tile", "region", "sh_degree", "sh_layers")
 
 

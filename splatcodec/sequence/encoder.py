@@ -131,6 +131,7 @@ class _Part:
         encoded: its chunks.
         tiles: decoded.
         ids: of each tile, who its Gaussians are. fitted: of each tile, the uncoded still scene.
+        considered: who could have been in it; those of them who are not were left out.
     """
 
     group: int
@@ -138,6 +139,7 @@ class _Part:
     tiles: list[BaseTile]
     ids: list[npt.NDArray[np.int64]]
     fitted: list[Gaussians]
+    considered: npt.NDArray[np.int64]
 
 
 @dataclass
@@ -254,7 +256,8 @@ class MotionEncoder:
             return None
         known = np.concatenate(kept.ids)
         common = np.isin(block.ids, known)
-        if common.sum() < 0.6 * len(block) or common.sum() < 0.5 * len(known):
+        new = len(block) - int(np.isin(block.ids, kept.considered).sum())
+        if new > 0.4 * len(block) or common.sum() < 0.5 * len(known):
             return None
         clock = time.perf_counter()
         order = np.argsort(known)
@@ -378,7 +381,7 @@ class MotionEncoder:
         for tile in tiles:
             rows.append(encoded.order[at : at + len(tile)])
             at += len(tile)
-        return _Part(number, encoded, tiles, [ids[r] for r in rows], [still.selected(r) for r in rows])
+        return _Part(number, encoded, tiles, [ids[r] for r in rows], [still.selected(r) for r in rows], ids)
 
     # ------------------------------------------------------------------------------------------------ quality
 

@@ -26,7 +26,7 @@ from ..bitstream.container import (
     write_container,
     write_varint,
 )
-from ..errors import FormatError, ParameterError, SplatCodecError
+from ..errors import FormatError, ParameterError, SplatCodecError, TruncatedError
 from ..files import PathLike, open_for_reading
 from ..version import __version__
 
@@ -379,6 +379,18 @@ class SequenceFile:
         if not same or container.length != entry.length:
             raise FormatError("the group is not the one that the index names", file=self.name, offset=entry.offset)
         return container, head
+
+    def read_bytes(self, offset: int, length: int) -> bytes:
+        """Bytes of the file as they are.
+
+        Raises:
+            TruncatedError: the file ends before.
+        """
+        self._file.seek(offset)
+        content = self._file.read(length)
+        if len(content) < length:
+            raise TruncatedError(f"{length} bytes wanted, {len(content)} there", file=self.name, offset=offset)
+        return content
 
     def _from_index(self) -> _Found | None:
         """What the index says; None where there is no whole one."""

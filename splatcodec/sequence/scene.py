@@ -131,7 +131,12 @@ class Recorder:
             self._video = VideoEncoder(wanted, rate, prune=self.options.prune)
         self._frames: list[tuple[Any, Gaussians]] = []
         self._degree: int | None = None
+        self._cut = False
         self._started = time.perf_counter()
+
+    def cut(self) -> None:
+        """Begin a new group with the next frame, whatever it shows."""
+        self._cut = True
 
     def add(self, frame: Gaussians, name: str = "") -> None:
         """Append a frame.
@@ -161,10 +166,11 @@ class Recorder:
             ids, cut = np.arange(len(cleaned)), False
         else:
             ids, cut = self._tracker.follow(cleaned, name)
-        if cut:
+        if cut and not self._cut:
             self.report.notes.append(f"frame {number} begins a new scene")
-        if cut or len(self._frames) == self.options.group:
+        if cut or self._cut or len(self._frames) == self.options.group:
             self._flush()
+        self._cut = False
         self._frames.append((ids, cleaned.replaced(extras={})))
         self.report.num_frames += 1
         self.report.input_bytes += frame.array_bytes
@@ -380,6 +386,28 @@ class MovingScene:
                     self.damage.append(line)
                 continue
             yield number, frame
+
+    def starts_group(self, number: int) -> bool:
+        """Whether a group begins with a frame."""
+        entry = self.sequence.group_of(number)
+        return entry is not None and entry.first_frame == number
+
+    def identified_frames(self) -> Iterator[Gaussians]:
+        """All frames, with a side array `id`: the same Gaussians have the same number, as far as scenes are shared."""
+        for entry in self.groups:
+            group = self._read(entry)
+            scenes = entry.scene, entry.number
+            for number in range(entry.num_frames):
+                frame = self._frame_of(group, number)
+                if isinstance(group, MotionGroup):
+                    starts = np.cumsum([0, *(len(tile) for tile in group.base.tiles)])
+                    rows = np.concatenate([at + r for at, r in zip(starts, group.rows(number))] or [np.zeros(0, int)])
+                    shared = self._bases[entry.scene].num_gaussians
+                    later = rows >= shared
+                    ids = np.where(later, (scenes[1] << 32) + rows - shared, (scenes[0] << 32) + rows)
+                else:
+                    ids = (entry.number << 32) + np.arange(len(frame))
+                yield frame.replaced(extras={"id": ids.astype(np.int64)})
 
     def _workers(self) -> ThreadPoolExecutor:
         if self._pool is None:

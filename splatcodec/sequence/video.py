@@ -12,9 +12,11 @@ from ..gaussians import Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
 from .file import VIDEO, GroupChunks
 from .fit import Block
-from .video_scene import SceneGroupReader, SceneOptions, encode_scene_group, encode_scene_to_psnr
+from .video_planes import video_of
+from .video_scene import HEAD_BYTES, SceneGroupReader, SceneOptions, encode_scene_group, encode_scene_to_psnr
+from .video_stream import VideoStream
 
-__all__ = ["VideoEncoder", "VideoFrames", "decode_video_group"]
+__all__ = ["VideoEncoder", "VideoFrames", "decode_video_group", "stored_video"]
 
 
 class VideoEncoder:
@@ -91,3 +93,17 @@ def decode_video_group(container: Container, num_frames: int, limits: Limits = D
             error.offset = entry.offset + (error.offset or 0)
         raise error.locate(file=container.name, chunk="VGRP") from None
     return VideoFrames(reader, container, entry.offset)
+
+
+def stored_video(container: Container, limits: Limits = DEFAULT_LIMITS) -> VideoStream | None:
+    """The video of a group's container, not decoded; None where all planes are done without one.
+
+    Raises:
+        FormatError: damaged.
+    """
+    entry = container.one("VGRP")
+    try:
+        return video_of(memoryview(container.read(entry))[HEAD_BYTES:], limits)
+    except SplatCodecError as error:
+        error.offset = entry.offset + HEAD_BYTES + (error.offset or 0)
+        raise error.locate(file=container.name, chunk="VGRP") from None

@@ -42,6 +42,7 @@ __all__ = [
     "decode_group",
     "encode_group",
     "encode_group_to_error",
+    "video_of",
 ]
 
 MAX_FRAMES = 256
@@ -563,6 +564,7 @@ class GroupReader:
     Args:
         payload: from `encode_group`.
         limits: what may be allocated; checked before anything is.
+        columns: decode stills and coefficients; without them there are no frames, only what is said about them.
 
     Attributes:
         num_frames, count, width: of the group and its grid.
@@ -573,8 +575,9 @@ class GroupReader:
         FormatError: damaged. LimitExceededError: larger than allowed.
     """
 
-    def __init__(self, payload: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(self, payload: bytes | memoryview, limits: Limits = DEFAULT_LIMITS, *, columns: bool = True) -> None:
         data = bytes(payload)
+        self._columns = columns
         if len(data) < 8:
             raise TruncatedError(f"{len(data)} bytes are no group of video planes", offset=0)
         if struct.unpack_from("<I", data, len(data) - 4)[0] != zlib.crc32(data[:-4]):
@@ -620,8 +623,8 @@ class GroupReader:
             raise FormatError(f"{total * self.count} values in {len(column_bytes)} bytes")
         if bool(total) != bool(column_bytes):
             raise FormatError("stills are announced and missing, or the other way round")
-        values = np.zeros((0, self.count), np.int32)
-        if total:
+        values = np.zeros((0 if self._columns else total, self.count if self._columns else 0), np.int32)
+        if total and self._columns:
             values = decode_columns(column_bytes, total, self.count, self.width).astype(np.int32)
         starts = np.cumsum([0, *columns])
         self._stills, self._coefficients = [], []
@@ -711,6 +714,15 @@ class GroupReader:
         if pictures is not None:
             for _ in pictures:  # nothing may come, and what follows the last picture is checked
                 raise FormatError("the video has too many pictures")
+
+
+def video_of(payload: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> VideoStream | None:
+    """The video in a group, which is not decoded; None where the group has none.
+
+    Raises:
+        FormatError: truncated or damaged. LimitExceededError: larger than `limits` allows.
+    """
+    return GroupReader(payload, limits, columns=False).stream
 
 
 def decode_group(

@@ -40,9 +40,11 @@ from ..render.cpu import render
 from ..render.kernel import kernel
 from .video_planes import GroupReader, PlaneOptions, VideoGroup, VideoOptions, encode_group, encode_group_to_error
 
-__all__ = ["SceneGroup", "SceneGroupReader", "SceneOptions", "encode_scene_group", "encode_scene_to_psnr"]
+__all__ = ["HEAD_BYTES", "SceneGroup", "SceneGroupReader", "SceneOptions", "encode_scene_group", "encode_scene_to_psnr"]
 
 _HEAD = struct.Struct("<BBH3d6f")
+#: Of a group; its planes follow.
+HEAD_BYTES = _HEAD.size
 _VERSION = 1
 _MAX_POSITION = 1 << 22
 _LOGIT_LIMIT = 1e-6

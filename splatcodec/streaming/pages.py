@@ -19,7 +19,7 @@ from ..errors import FormatError, UnsupportedError
 from ..files import PathLike, atomic_folder, atomic_write, open_for_reading, read_bytes
 from ..limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["MEDIA_TYPE", "bundle", "check_playable", "export_html", "package_scene", "player_files"]
+__all__ = ["MEDIA_TYPE", "bundle", "check_playable", "export_html", "package_scene", "player_files", "write_page"]
 
 #: Media type of `.splc` files.
 MEDIA_TYPE = "application/vnd.splatcodec"
@@ -180,13 +180,42 @@ def export_html(
     return len(written)
 
 
-_HEADERS = f"""# For hosts that read this file (Cloudflare Pages, Netlify); docs/player.md has the same for others.
-/*.splc
+_NOTE = "# For hosts that read this file (Cloudflare Pages, Netlify); docs/player.md has the same for others.\n"
+_SCENE_HEADERS = f"""/*.splc
   Content-Type: {MEDIA_TYPE}
   Cache-Control: no-cache
-/player/*
+"""
+_PLAYER_HEADERS = """/player/*
   Cache-Control: max-age=3600
 """
+
+
+def write_page(base: Path, scene: str, headers: str) -> dict[str, int]:
+    """Write the page, the player and `_headers` into a folder.
+
+    Args:
+        base: the folder. scene: address of what the page shows, relative to it. headers: of the scene, for `_headers`.
+
+    Returns:
+        Bytes of each file, by its path in the folder.
+    """
+    files: dict[str, int] = {}
+    for name, content in player_files().items():
+        if name == "index.html":
+            # One level up, where a link to the folder finds it.
+            text = content.decode().replace('"./', '"./player/')
+            first = '<meta name="referrer"'
+            text = text.replace(first, f'<meta name="splatcodec-src" content="{scene}" />\n    ' + first)
+            name, content = "index.html", text.encode()
+        else:
+            name = f"player/{name}"
+        (base / name).parent.mkdir(parents=True, exist_ok=True)
+        (base / name).write_bytes(content)
+        files[name] = len(content)
+    text = _NOTE + headers + _PLAYER_HEADERS
+    (base / "_headers").write_text(text)
+    files["_headers"] = len(text)
+    return files
 
 
 def package_scene(source: PathLike, folder: PathLike, *, overwrite: bool = False) -> dict[str, int]:
@@ -200,23 +229,9 @@ def package_scene(source: PathLike, folder: PathLike, *, overwrite: bool = False
         ParameterError: the folder holds a page already and `overwrite` is false.
     """
     check_playable(source)
-    files: dict[str, int] = {}
     with atomic_folder(folder, overwrite, last="index.html") as place:
         base = Path(place)
-        for name, content in player_files().items():
-            if name == "index.html":
-                # One level up, where a link to the folder finds it.
-                text = content.decode().replace('"./', '"./player/')
-                first = '<meta name="referrer"'
-                text = text.replace(first, '<meta name="splatcodec-src" content="scene.splc" />\n    ' + first)
-                name, content = "index.html", text.encode()
-            else:
-                name = f"player/{name}"
-            (base / name).parent.mkdir(parents=True, exist_ok=True)
-            (base / name).write_bytes(content)
-            files[name] = len(content)
-        (base / "_headers").write_text(_HEADERS)
-        files["_headers"] = len(_HEADERS)
+        files = write_page(base, "scene.splc", _SCENE_HEADERS)
         with open_for_reading(source) as file, open(base / "scene.splc", "wb") as copy:
             while block := file.read(1 << 20):
                 copy.write(block)
