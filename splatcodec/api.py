@@ -11,7 +11,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .formats import Blocks
     from .preprocess.plan import LossyOptions
     from .sequence.scene import MovingScene, SequenceReport
-    from .static.encoder import Refinement
+    from .static.encoder import EncodedTiles, Refinement
 
 __all__ = [
     "CompressReport",
@@ -41,6 +41,7 @@ __all__ = [
     "on_cluster",
     "open",
     "open_blocks",
+    "pack_tiles",
     "read",
     "verify",
     "write",
@@ -313,6 +314,15 @@ def _compress_lossy(
     side_chunks = _side_chunks(side, threads)
     chunks = [_meta_chunk(metadata), *encoded.chunks, *side_chunks]
     return chunks, features, len(encoded.order)
+
+
+def pack_tiles(encoded: EncodedTiles, metadata: Mapping[str, Any]) -> bytes:
+    """The bytes of a `.splc` file of tiles that `static.encoder.encode_tiles` made, without side arrays."""
+    features = [Feature("lossy-1"), *([Feature("mixing-1")] if encoded.mixing else [])]
+    file = io.BytesIO()
+    chunks = [_meta_chunk(metadata), *encoded.chunks]
+    write_container(file, chunks, num_gaussians=len(encoded.order), features=features)
+    return file.getvalue()
 
 
 def _side_chunks(extras: Any, threads: int | None) -> list[Chunk]:

@@ -44,6 +44,7 @@ __all__ = [
     "emit_layer",
     "emit_tile",
     "morton_codes",
+    "num_states",
     "plant_tree",
     "prefix_look",
     "set_prefix_look",
@@ -281,7 +282,7 @@ def emit_tile(
         tree.cells, tree.depths, values, fractions, grid.exponent, parameters.size_step, parameters.precision,
         shape, plain, plain_bits,
     )  # fmt: skip
-    states = _states_for(n)
+    states = num_states(n)
     coded, raw, spent = _emit_streams(
         parameters, tree, 0, SH_FIRST, values, magnitudes, residuals, tree.intervals, plain, plain_bits, mixing, states
     )
@@ -310,7 +311,7 @@ def emit_layer(
         head: (>= 12, n) int32 values of the base streams. magnitudes, residuals: (S, n) int32.
     """
     n = residuals.shape[1]
-    states = _states_for(n)
+    states = num_states(n)
     nothing = np.zeros((n, 0), np.uint32), np.zeros((n, 0), np.uint8)
     before = np.zeros(0, np.uint32)
     coded, raw, spent = _emit_streams(
@@ -319,7 +320,7 @@ def emit_layer(
     return _LAYER_HEAD.pack(states.bit_length() - 1, int(mixing), 0, len(coded)) + coded + raw, float(spent.sum())
 
 
-def _states_for(n: int) -> int:
+def num_states(n: int) -> int:
     """Interleaved rANS states: eight decode fastest, and cost 32 bytes."""
     return 8 if n >= 2048 else 4 if n >= 512 else 1
 

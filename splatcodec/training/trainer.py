@@ -521,12 +521,7 @@ class Trainer:
         share = self._share()
         with torch.no_grad():
             attributes = self.method.attributes(self.splats, share)
-        scene = self.splats.raw_gaussians(
-            attributes,
-            up=[round(float(value), 6) for value in self.dataset.up],
-            background=list(self.dataset.background),
-            antialiased=self.settings.antialiased,
-        )
+        scene = self.splats.raw_gaussians(attributes, **self.dataset.scene_metadata(self.settings.antialiased))
         return scene.cleaned()[0]
 
     def _fingerprint(self) -> dict[str, Any]:

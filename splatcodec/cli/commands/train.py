@@ -39,8 +39,8 @@ _TOLD_EVERY_S = 30.0
 _CHECKPOINT_SUFFIX = ".checkpoint"
 # Options that are fields of `TrainSettings` under the same name.
 _SETTINGS = (
-    "iterations", "minutes", "max_gaussians", "seed", "method", "strategy", "sh_degree", "mask_weight", "shape",
-    "antialiased", "backend", "threads",
+    "iterations", "minutes", "max_gaussians", "seed", "method", "strategy", "sh_degree", "mask_weight", "lmbda",
+    "shape", "antialiased", "backend", "threads",
 )  # fmt: skip
 
 
@@ -74,6 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", metavar="NAME", help="way of training (plain); docs/training.md lists them")
     parser.add_argument(
         "--mask-weight", type=float, metavar="W", help="how hard --method masked presses Gaussians out (0.0005)"
+    )
+    parser.add_argument(
+        "--lmbda", type=float, metavar="L", help="what a bit costs --method rd: larger is smaller and worse (0.0003)"
     )
     parser.add_argument("--strategy", metavar="NAME", help="where Gaussians are added: errors (default), adc or mcmc")
     parser.add_argument(

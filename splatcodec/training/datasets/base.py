@@ -188,6 +188,11 @@ class Dataset:
         camera = view.resized(factor)
         return self._cache.get(view.picture, camera.width, camera.height)
 
+    def scene_metadata(self, antialiased: bool) -> dict[str, Any]:
+        """What a player should know of a scene that was trained on this."""
+        up = [round(float(value), 6) for value in self.up]
+        return {"up": up, "background": list(self.background), "antialiased": antialiased}
+
     @property
     def moves(self) -> bool:
         """Whether views show different times."""
