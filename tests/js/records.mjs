@@ -4,50 +4,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { BLOCK, open } from "../../splatcodec/player/decoder/index.js";
 import { report } from "./common.mjs";
-
-const SH_C0 = 0.28209479177387814;
-const word = new Uint32Array(1);
-const asFloat = new Float32Array(word.buffer);
-const floatOf = (bits) => ((word[0] = bits), asFloat[0]);
-
-function unpack(records, boxes, i) {
-  const [a, b, c, d] = records.subarray(4 * i, 4 * i + 4);
-  const box = boxes.subarray(16 * Math.floor(i / BLOCK), 16 * Math.floor(i / BLOCK) + 16);
-  const [lowX, lowY, lowZ, stepX, stepY, stepZ, sizeLow, sizeStep, shapeStep] = box;
-  const position = [lowX + (a & 65535) * stepX, lowY + (a >>> 16) * stepY, lowZ + (b & 65535) * stepZ];
-  const R = [(b >>> 16) & 255, b >>> 24, c & 255].map((q) => 2 ** (sizeLow + q * sizeStep));
-  const w = [(c >>> 8) & 255, (c >>> 16) & 255, c >>> 24].map(
-    (q) => Math.sign(q - 127) * (floatOf(0x3f800000 + Math.abs(q - 127) * shapeStep) - 1),
-  );
-  const color = [d & 255, (d >>> 8) & 255, (d >>> 16) & 255].map((q, k) => box[9 + k] + q * box[12 + k]);
-  const [x, y, z] = [[R[0], 0, 0], [w[0] * R[1], R[1], 0], [w[1] * R[2], w[2] * R[2], R[2]]];
-  const dot = (p, q) => p[0] * q[0] + p[1] * q[1] + p[2] * q[2];
-  const blur2 = box[15];
-  const covariance = [dot(x, x) - blur2, dot(x, y), dot(x, z), dot(y, y) - blur2, dot(y, z), dot(z, z) - blur2];
-  const steps = [stepX, stepY, stepZ];
-  const colorStep = box.subarray(12, 15);
-  return { position, covariance, color, alpha: (d >>> 24) / 255, steps, R, w, blur2, sizeStep, shapeStep, colorStep };
-}
-
-function unpackSh(sh, words, degree, i) {
-  const row = sh.subarray(words * i, words * i + words);
-  const bits = (at, n) => {
-    let value = 0;
-    for (let k = 0; k < n; k++) value += ((row[(at + k) >> 5] >>> ((at + k) & 31)) & 1) * 2 ** k;
-    return value;
-  };
-  const scale = floatOf(((row[words - 1] >>> 24) + 856) << 20);
-  const bands = (degree + 1) ** 2 - 1;
-  const wide = Math.min(bands, 8);
-  const values = [];
-  for (let band = 0; band < bands; band++) {
-    for (let channel = 0; channel < 3; channel++) {
-      if (band < 8) values.push(((bits(8 * (wide * channel + band), 8) - 128) / 127) * scale);
-      else values.push(((bits(192 + 49 * channel + 7 * (band - 8), 7) - 64) / 63) * scale);
-    }
-  }
-  return { values, scale };
-}
+import { floatOf, SH_C0, unpack, unpackSh } from "./unpack.mjs";
 
 const seen = { files: 0, gaussians: 0, record_bytes: 0, box_bytes: 0, sh_bytes: 0, shape_error: 0, sh_error: 0 };
 for (const path of process.argv.slice(2)) {

@@ -99,8 +99,11 @@ const MAX_FEATURES = 256;
 const MIN_ENTRY_BYTES = 13;
 export const MAX_TILE = 65536;
 const LAYERS = /** @type {Record<string, number>} */ ({ SHC1: 1, SHC2: 2, SHC3: 3 });
-const KNOWN_CHUNKS = new Set(["META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "NATV", "FILE", "COLD", "COLS"]);
-const KNOWN_FEATURES = new Set(["lossy-1", "extras-1"]);
+/** What a still scene may need; moving ones know more (sequence.js). */
+export const STILL = {
+  chunks: new Set(["META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "NATV", "FILE", "COLD", "COLS"]),
+  features: new Set(["lossy-1", "extras-1"]),
+};
 /** Features of the archive profile, which only the Python package decodes. */
 const ARCHIVE_FEATURES = new Set(["lossless-1", "native-1", "stored-1", "mixing-1"]);
 
@@ -127,14 +130,14 @@ const ARCHIVE_FEATURES = new Set(["lossless-1", "native-1", "stored-1", "mixing-
 
 /** @param {ChunkEntry} entry */
 export function labelOf(entry) {
-  return entry.type === "TILE" || entry.layer ? `${entry.type}[${entry.level}/${entry.tile}]` : entry.type;
+  return /^TILE|^TRAJ|^SHC/.test(entry.type) ? `${entry.type}[${entry.level}/${entry.tile}]` : entry.type;
 }
 
 /**
  * @param {DataView} view
  * @param {number} offset of a u64
  */
-function readU64(view, offset) {
+export function readU64(view, offset) {
   const value = view.getUint32(offset + 4, true) * 2 ** 32 + view.getUint32(offset, true);
   if (value > Number.MAX_SAFE_INTEGER) throw new SplcError("limit", "a number in the header is too large", offset);
   return value;
@@ -165,7 +168,7 @@ export function parseHeader(head) {
 }
 
 /** Reads the table of contents; positions in errors are those in the file. */
-class TocReader {
+export class TocReader {
   /** @param {Uint8Array} toc */
   constructor(toc) {
     this.toc = toc;
@@ -205,9 +208,10 @@ class TocReader {
 /**
  * @param {Uint8Array} toc
  * @param {Header} header
+ * @param {{ chunks: Set<string>, features: Set<string> }} [known]
  * @returns {{ features: string[], chunks: ChunkEntry[] }}
  */
-export function parseToc(toc, header) {
+export function parseToc(toc, header, known = STILL) {
   if (crc32(toc) !== header.tocCrc) {
     throw new SplcError("checksum", "the checksum of the table of contents does not match", 32);
   }
@@ -222,14 +226,14 @@ export function parseToc(toc, header) {
     if (size < 1 || size > 64) throw reader.error("format", "a feature name is damaged");
     const name = String.fromCharCode(...reader.bytes(size));
     if (!/^[ -~]+$/.test(name)) throw reader.error("format", "a feature name is damaged");
-    if (required && !KNOWN_FEATURES.has(name)) missing.push(name);
+    if (required && !known.features.has(name)) missing.push(name);
     features.push(name);
   }
   if (missing.length) {
     const archive = missing.every((name) => ARCHIVE_FEATURES.has(name));
     const moving = missing.includes("sequence-1");
     const why = moving
-      ? "a moving scene, which only Python decodes so far"
+      ? "a moving scene: moving.js decodes it"
       : archive ? "of the archive profile, which only Python decodes" : "which this decoder does not know";
     throw reader.error("unsupported", `the file needs ${missing.join(", ")}, ${why}`);
   }
@@ -241,7 +245,7 @@ export function parseToc(toc, header) {
     const type = String.fromCharCode(...reader.bytes(4));
     if (!/^[0-9A-Za-z]{4}$/.test(type)) throw reader.error("format", "a chunk type is damaged");
     const critical = reader.bytes(1)[0] & 1;
-    if (critical && !KNOWN_CHUNKS.has(type)) throw reader.error("unsupported", `unknown critical chunk ${type}`);
+    if (critical && !known.chunks.has(type)) throw reader.error("unsupported", `unknown critical chunk ${type}`);
     const level = reader.varint();
     const tile = reader.varint();
     const count = reader.varint();

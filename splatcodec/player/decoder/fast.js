@@ -311,6 +311,16 @@ export class FastEngine {
   }
 
   /**
+   * The block just decoded as integers.
+   * @param {number} which 0 for streams 0 to 11, else the layer
+   */
+  rows(which) {
+    const stride = STRIDES[which];
+    const values = new Int32Array(this.memory.buffer, VALUES[which] + WINDOW * stride, (BLOCK * stride) / 4);
+    return { values, stride: stride / 4, means: new Float64Array(this.memory.buffer, AT.MEANS, 3 * BLOCK) };
+  }
+
+  /**
    * @param {Arrays} out
    * @param {number} first
    * @param {number} size

@@ -1,7 +1,7 @@
 // The decoder's loops in plain JavaScript (tile.js, reconstruct.js), called as those in WebAssembly are (fast.js).
 
 import { writeArrays, writeRecords, writeShArrays, writeShRecords } from "./reconstruct.js";
-import { LayerDecoder, TileDecoder } from "./tile.js";
+import { LayerDecoder, TileDecoder, WINDOW } from "./tile.js";
 
 /** @typedef {import("./parameters.js").Parameters} Parameters */
 /** @typedef {import("./reconstruct.js").Arrays} Arrays */
@@ -57,6 +57,16 @@ export class PlainEngine {
    */
   nextLayer(layer, size, links, _done) {
     this.layers[layer - 1].next(size, links);
+  }
+
+  /**
+   * The block just decoded as integers.
+   * @param {number} which 0 for streams 0 to 11, else the layer
+   */
+  rows(which) {
+    const { values } = which ? this.layers[which - 1] : this.tile;
+    const stride = which ? this.layers[which - 1].width : 12;
+    return { values: values.subarray(WINDOW * stride), stride, means: this.tile.means };
   }
 
   /**

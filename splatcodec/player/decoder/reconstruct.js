@@ -16,7 +16,7 @@ for (let k = 0, root = 2; k < 10; k++) {
  * 2^(t / 1024) of an integer, the exponent held to -500..500.
  * @param {number} t
  */
-function exp2(t) {
+export function exp2(t) {
   if (t >= 501 * 1024) return POWERS[1600];
   if (t < -500 * 1024) return POWERS[600];
   return EXP2[t & 1023] * POWERS[1100 + (t >> 10)];
@@ -25,7 +25,7 @@ function exp2(t) {
 const LOWEST_ALPHA = 1 / 4096;
 const HIGHEST_ALPHA = 4095 / 4096;
 /** Zeroth basis function: what sh0 is multiplied by to be added to a colour. */
-const SH_C0 = 0.28209479177387814;
+export const SH_C0 = 0.28209479177387814;
 
 /**
  * Attributes of many Gaussians, exact to the bit. SH coefficients come apart from them: 3 numbers (red, green, blue) a
@@ -128,7 +128,7 @@ export function viewOf({ means, covariances, alphas, sh0 }, first, count) {
  * @param {number} value
  * @param {number} opacityStep
  */
-function alphaOf(value, opacityStep) {
+export function alphaOf(value, opacityStep) {
   const alpha = exp2(-(value > 0 ? value : 0) * opacityStep);
   return alpha < LOWEST_ALPHA ? LOWEST_ALPHA : alpha > HIGHEST_ALPHA ? HIGHEST_ALPHA : alpha;
 }
@@ -275,7 +275,7 @@ const scales = new Float64Array(8);
  * @param {number} high
  * @param {number} levels
  */
-function stepOf(low, high, levels) {
+export function stepOf(low, high, levels) {
   const step = Math.fround((high - low) / levels);
   return step > 0 && step < Infinity ? step : 1;
 }
@@ -364,7 +364,7 @@ export function writeRecords(parameters, { values, means }, size, blur, out, fir
  * @param {number} value
  * @param {number} highest
  */
-function held(value, highest) {
+export function held(value, highest) {
   return value < 0 ? 0 : value > highest ? highest : value | 0;
 }
 
@@ -372,7 +372,7 @@ function held(value, highest) {
  * @param {number} w
  * @param {number} step
  */
-function slantOf(w, step) {
+export function slantOf(w, step) {
   floats[0] = Math.abs(w) + 1;
   const q = Math.min(127, ((bits[0] - ONE) / step + 0.5) | 0);
   return w < 0 ? 127 - q : 127 + q;
@@ -389,39 +389,47 @@ function slantOf(w, step) {
 export function writeShRecords(parameters, layers, size, sh, first) {
   const shWords = SH_WORDS[parameters.shDegree];
   const transform = new ShTransform(parameters, layers);
-  const coefficients = transform.out;
-  const bands = coefficients.length / 3;
   for (let i = 0; i < size; i++) {
     transform.run(i);
-    let most = 0;
-    for (let k = 0; k < 3 * bands; k++) {
-      const x = Math.abs(coefficients[k]);
-      if (x > most) most = x;
-    }
-    floats[0] = most;
-    const code = Math.min(255, Math.max(0, ((bits[0] + 0xfffff) >> 20) - SCALE_BASE));
-    bits[0] = (code + SCALE_BASE) << 20;
-    const scale = floats[0];
-    let at = shWords * (first + i);
-    let word = 0;
-    let shift = 0;
-    for (let from = 0; from < bands; from += 8) {
-      const width = from ? 7 : 8;
-      const per = (from ? 63 : 127) / scale;
-      const middle = (from ? 64 : 128) + 0.5;
-      for (let channel = 0; channel < 3; channel++) {
-        for (let band = from; band < Math.min(bands, from + 8); band++) {
-          const q = held(coefficients[3 * band + channel] * per + middle, 2 ** width - 1);
-          word |= q << shift;
-          shift += width;
-          if (shift >= 32) {
-            sh[at++] = word;
-            shift -= 32;
-            word = shift ? q >>> (width - shift) : 0;
-          }
+    packSh(transform.out, sh, shWords * (first + i));
+  }
+}
+
+/**
+ * SH coefficients of a Gaussian, packed.
+ * @param {Float64Array} coefficients three channels a basis function
+ * @param {Uint32Array} sh
+ * @param {number} at word that they begin at
+ */
+export function packSh(coefficients, sh, at) {
+  const bands = coefficients.length / 3;
+  let most = 0;
+  for (let k = 0; k < 3 * bands; k++) {
+    const x = Math.abs(coefficients[k]);
+    if (x > most) most = x;
+  }
+  floats[0] = most;
+  const code = Math.min(255, Math.max(0, ((bits[0] + 0xfffff) >> 20) - SCALE_BASE));
+  bits[0] = (code + SCALE_BASE) << 20;
+  const scale = floats[0];
+  let word = 0;
+  let shift = 0;
+  for (let from = 0; from < bands; from += 8) {
+    const width = from ? 7 : 8;
+    const per = (from ? 63 : 127) / scale;
+    const middle = (from ? 64 : 128) + 0.5;
+    for (let channel = 0; channel < 3; channel++) {
+      for (let band = from; band < Math.min(bands, from + 8); band++) {
+        const q = held(coefficients[3 * band + channel] * per + middle, 2 ** width - 1);
+        word |= q << shift;
+        shift += width;
+        if (shift >= 32) {
+          sh[at++] = word;
+          shift -= 32;
+          word = shift ? q >>> (width - shift) : 0;
         }
       }
     }
-    sh[at] = word | (code << 24);
   }
+  sh[at] = word | (code << 24);
 }
