@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .bitstream.container import MAGIC, Chunk, Container, Feature, write_container
+from .bitstream.metadata import metadata_chunk, read_metadata
 from .errors import FormatError, ParameterError, SplatCodecError
 from .files import PathLike, atomic_write, open_for_reading
 from .gaussians import Gaussians
 from .limits import DEFAULT_LIMITS, Limits
-from .version import __version__
 
 if TYPE_CHECKING:
     from .formats import Blocks
@@ -289,7 +288,7 @@ def _compress_lossy(
     # What a target size leaves for the tiles: side arrays are coded once in the scene's own order to learn their size.
     overhead = 0
     if options.target_size is not None:
-        probe = [_meta_chunk(gaussians.metadata), *_side_chunks(side, threads)]
+        probe = [metadata_chunk(gaussians.metadata), *_side_chunks(side, threads)]
         overhead = write_container(io.BytesIO(), probe, num_gaussians=0, features=[Feature("lossy-1")])
         overhead += overhead // 32 + 64 + 96 * len(side)
     encoded = encode_lossy(
@@ -312,7 +311,7 @@ def _compress_lossy(
     elif gaussians.extras:
         report.notes.append(f"side arrays dropped: {', '.join(gaussians.extras)}")
     side_chunks = _side_chunks(side, threads)
-    chunks = [_meta_chunk(metadata), *encoded.chunks, *side_chunks]
+    chunks = [metadata_chunk(metadata), *encoded.chunks, *side_chunks]
     return chunks, features, len(encoded.order)
 
 
@@ -331,12 +330,6 @@ def _side_chunks(extras: Any, threads: int | None) -> list[Chunk]:
     from .static.lossless import encode_extras
 
     return encode_extras(extras, threads)
-
-
-def _meta_chunk(metadata: Any) -> Chunk:
-    facts = {"generator": f"splatcodec {__version__}", **metadata}
-    text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-    return Chunk("META", text.encode(), critical=False)
 
 
 def _compress_lossless(
@@ -387,9 +380,9 @@ def _compress_lossless(
         if native.content_sha256 is not None and features[1].name == FEATURE:
             facts = metadata.setdefault("source", {"name": Path(source).name})  # type: ignore[arg-type]
             facts["content_sha256"] = native.content_sha256
-        return [_meta_chunk(metadata), *columns], features, count
+        return [metadata_chunk(metadata), *columns], features, count
     chunks = encode_table(table, reorder=reorder, threads=threads, progress=progress)
-    return [_meta_chunk(metadata), *chunks], [Feature("lossless-1")], count
+    return [metadata_chunk(metadata), *chunks], [Feature("lossless-1")], count
 
 
 def _sha256(file: BinaryIO) -> str:
@@ -423,8 +416,6 @@ class Scene:
     """
 
     def __init__(self, container: Container, limits: Limits = DEFAULT_LIMITS) -> None:
-        from .bitstream.metadata import read_metadata
-
         self.container = container
         self.limits = limits
         self.num_gaussians = container.num_gaussians
@@ -522,6 +513,10 @@ class Scene:
                 extras = lossless.decode_extras(self.container, self.metadata, self.limits, threads)
                 if len(rows) < self.num_gaussians:
                     extras = {name: values[rows] for name, values in extras.items()}
+            from .static import learned
+
+            if learned.has_learned_parts(self.container):
+                gaussians = learned.restored(self.container, gaussians, rows, self.limits)
             facts = {name: value for name, value in self.metadata.items() if name != "extras"}
             gaussians = gaussians.replaced(extras=extras, metadata=facts)
         return gaussians if sh_degree is None else gaussians.with_sh_degree(min(sh_degree, gaussians.sh_degree))
@@ -534,18 +529,21 @@ class Scene:
 
         Returns:
             The scene, readable while the file is open; None where it has to be read whole: a lossless file, one with
-            side arrays, a region, or with keep_going.
+            side arrays or learned parts, a region, or with keep_going.
 
         Raises:
             SplatCodecError: as `read`; also while blocks are read.
         """
         from .formats import Blocks
         from .static.decoder import Selection, lossy_blocks
+        from .static.learned import has_learned_parts
 
         wanted: dict[str, Any] = {name: value for name, value in part.items() if value is not None}
         sh_degree, tile = wanted.pop("sh_degree", None), wanted.pop("tile", None)
         wanted.pop("damage", None)
         if self.lossless or not self.container.has_feature("lossy-1") or self.container.has_feature("extras-1"):
+            return None
+        if has_learned_parts(self.container):
             return None
         if sh_degree is not None and sh_degree < 0:
             raise ParameterError(f"SH degree {sh_degree}, expected 0 or more", field="sh_degree")
@@ -750,7 +748,7 @@ def verify(
     Raises:
         SplatCodecError: the first thing that is wrong.
     """
-    from .static import stored
+    from .static import learned, stored
     from .static.decoder import check_counts, read_parameters, read_units, tile_boxes
 
     opened = open(source, limits=limits)
@@ -778,9 +776,11 @@ def verify(
         elif scene.lossless:
             check_counts(container, [entry for entry in container.of_type("COLS") if entry.level == 0], limits)
         elif container.has_feature("lossy-1"):
-            read_parameters(container)
+            parameters = read_parameters(container)
             read_units(container, limits)
             tile_boxes(container)
+            if learned.has_learned_parts(container):
+                learned.read_parts(container, parameters.sh_degree, limits)
         else:
             raise SplatCodecError("the file holds no scene", file=container.name)
         if full:

@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
 import sys
 import tempfile
@@ -35,9 +36,14 @@ from splatcodec.bitstream.container import MAJOR, MINOR
 from splatcodec.errors import SplatCodecError, SplatCodecWarning
 from splatcodec.formats import WriteOptions, formats
 from splatcodec.gaussians import Gaussians
+from splatcodec.preprocess.codebooks import fit_codebooks, residual_labels
 from splatcodec.preprocess.plan import LossyOptions
 from splatcodec.sample import sample_scene
+from splatcodec.stages.neural_color import ColourField, GridShape
+from splatcodec.stages.vector_quantize import VectorQuantized
 from splatcodec.static import encoder, stored
+from splatcodec.static.learned import LearnedParts
+from splatcodec.static.learned_encoder import encode_learned
 
 __all__ = ["ARRAYS", "CASES", "GOLDEN", "Case", "arrays_of", "encode", "structure"]
 
@@ -59,6 +65,7 @@ class Case:
         shares: of the levels, and thumbnail: number of merged Gaussians, where not the encoder's own choice.
         suffix: of a file.
         stored: whether a file may be kept as it is, if that is smaller.
+        parts: learned parts of the scene, in place of what they stand for.
     """
 
     exercises: str
@@ -69,6 +76,7 @@ class Case:
     thumbnail: int = 0
     suffix: str = ".ply"
     stored: bool = False
+    parts: Callable[[Gaussians], LearnedParts] | None = None
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------
@@ -114,6 +122,36 @@ def _extras(count: int) -> dict[str, npt.NDArray[Any]]:
         "time": rng.normal(size=count),
         "mask": rng.integers(0, 2, count).astype(np.uint8),
     }
+
+
+def _vectors(attribute: str, values: npt.NDArray[Any], stages: int, rows: Any = None) -> VectorQuantized:
+    chosen = np.asarray(values if rows is None else values[rows], np.float32).reshape(-1, values[0].size)
+    integers = np.rint(fit_codebooks(chosen, stages, 8) * 64).astype(np.int32)
+    return VectorQuantized(
+        attribute, integers, 1 / 64, residual_labels(chosen, (integers / 64).astype(np.float32)), rows
+    )
+
+
+def _field(sh_degree: int, hidden: int) -> ColourField:
+    """A field of random integers, on dense and hashed levels."""
+    rng = np.random.default_rng(_SEED)
+    shape = GridShape(3, 2, 6, 2, 1.75, (0.5, 0.0, -0.25), 12.0)
+    sizes = [6, *[8] * hidden, 3 * (sh_degree + 1) ** 2]
+    weights = [rng.integers(-9, 10, (b, a)).astype(np.int32) for a, b in itertools.pairwise(sizes)]
+    biases = [rng.integers(-9, 10, b).astype(np.int32) for b in sizes[1:]]
+    table = rng.integers(-9, 10, (sum(shape.entries()), 2)).astype(np.int32)
+    steps = np.full(3, 0.125, np.float32), np.full(hidden + 1, 0.03125, np.float32)
+    return ColourField(shape, table, steps[0], weights, biases, steps[1])
+
+
+def _geometry_and_field(scene: Gaussians) -> LearnedParts:
+    vectors = [_vectors("scales", scene.scales, 3), _vectors("quats", scene.normalized_quats(), 2)]
+    return LearnedParts(vectors, _field(scene.sh_degree, 1))
+
+
+def _colours(scene: Gaussians) -> LearnedParts:
+    rows = np.arange(len(scene)) % 5 > 1
+    return LearnedParts([_vectors("colours", np.concatenate([scene.sh0, scene.shN], 1), 1, rows)])
 
 
 def _with_extras() -> Gaussians:
@@ -215,6 +253,17 @@ CASES: dict[str, Case] = {
     "lossy-shapes": Case("flat, thin, huge and vanishing Gaussians", _extreme_shapes, {"prune": False}),
     "lossy-mixing": Case("context mixing, refitted colours", lambda: _scene(120), {"effort": 9}),
     "lossy-extras": Case("side arrays of all kinds beside a lossy scene", _with_extras),
+    "learned-geometry": Case(
+        "log scales and quaternions by residual vector quantization, colours by a hash grid and a network",
+        lambda: _scene(150, 2),
+        parts=_geometry_and_field,
+    ),
+    "learned-colours": Case("colours of some Gaussians by vector quantization", lambda: _scene(60, 1), parts=_colours),
+    "learned-field": Case(
+        "a colour field alone, without hidden layers",
+        lambda: _scene(40, 0),
+        parts=lambda scene: LearnedParts([], _field(0, 0)),
+    ),
     "lossless-empty": Case("no Gaussians", lambda: Gaussians.empty(0), {"lossless": True}),
     "lossless-one": Case("one Gaussian", lambda: _scene(1), {"lossless": True}),
     "lossless-sh0": Case("SH degree 0", lambda: _scene(80, 0), {"lossless": True}),
@@ -275,6 +324,13 @@ def _as_source(source: Gaussians | bytes, suffix: str) -> Iterator[Gaussians | P
 
 def encode(case: Case, threads: int | None = None) -> bytes:
     """The file that today's encoder makes of a case."""
+    if case.parts is not None:
+        scene = case.source()
+        assert isinstance(scene, Gaussians)
+        parts = case.parts(scene)
+        dark = {} if parts.field is None else {"sh0": 0 * scene.sh0, "shN": 0 * scene.shN}
+        looks = parts.applied(scene.replaced(**dark))
+        return encode_learned(looks, parts, wanted_psnr_db=40.0, threads=threads)
     with _layout_of(case), _as_source(case.source(), case.suffix) as source:
         return api.compress(source, threads=threads, **case.options)
 
@@ -307,6 +363,8 @@ def max_error(case: Case, decoded: Gaussians) -> dict[str, float] | None:
         )
         assert same, "lossless is not"
         return dict.fromkeys(ARRAYS, 0.0)
+    if case.parts is not None:
+        return None
     cleaned, _ = source.cleaned()
     with _layout_of(case):
         order = encoder.encode_lossy(cleaned, LossyOptions(**case.options)).order

@@ -45,10 +45,11 @@ _MAX_FEATURES = 256
 SEQUENCE_FEATURE = "sequence-1"
 KNOWN_FEATURES = frozenset(
     {"lossy-1", "lossless-1", "extras-1", "mixing-1", "native-1", "stored-1", SEQUENCE_FEATURE, "temporal-1", "video-1"}
+    | {"vector-1", "neural-1"}
 )
 KNOWN_CHUNKS = frozenset(
     {"META", "PARM", "TBOX", "TILE", "SHC1", "SHC2", "SHC3", "PLYH", "NATV", "FILE", "COLD", "COLS"}
-    | {"SEQH", "GRPH", "SIDX", "MOTN", "TRAJ", "VGRP"}
+    | {"SEQH", "GRPH", "SIDX", "MOTN", "TRAJ", "VGRP", "VECQ", "NCOL"}
 )
 _NUMBERED = frozenset({"TILE", "SHC1", "SHC2", "SHC3", "COLS", "TRAJ"})
 

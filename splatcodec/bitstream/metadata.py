@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from ..errors import FormatError
 from ..limits import DEFAULT_LIMITS, Limits
-from .container import Container
+from ..version import __version__
+from .container import Chunk, Container
 
-__all__ = ["read_metadata"]
+__all__ = ["metadata_chunk", "read_metadata"]
+
+
+def metadata_chunk(metadata: Mapping[str, Any]) -> Chunk:
+    """The META chunk of facts that are JSON-able, with the generator's name added."""
+    facts = {"generator": f"splatcodec {__version__}", **metadata}
+    text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return Chunk("META", text.encode(), critical=False)
 
 
 def read_metadata(container: Container, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:

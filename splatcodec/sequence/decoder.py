@@ -25,6 +25,7 @@ from ..stages.parameters import MATRIX_SCALE, SH_FIRST, SceneParameters, num_str
 from ..stages.tile import DecodedTile, decode_layer, decode_sh, decode_tile
 from ..stages.transform import decompose_covariance, logits
 from ..static.decoder import read_parameters, read_units
+from ..static.learned import has_learned_parts
 from .motion import (
     COLOR,
     OPACITY_TRACK,
@@ -141,6 +142,8 @@ def decode_base(container: Container, pool: ThreadPoolExecutor, limits: Limits =
     """
     if not container.has_feature("lossy-1"):
         raise FormatError("the group has no scene", file=container.name, offset=container.base)
+    if has_learned_parts(container):
+        raise FormatError("a group's scene has no learned parts", file=container.name, offset=container.base)
     parameters = read_parameters(container)
     units = read_units(container, limits)
     rest = 3 * (num_sh_coefficients(parameters.sh_degree) - 1)

@@ -49,7 +49,7 @@ def check_playable(path: PathLike) -> dict[str, object]:
 
     Raises:
         FormatError: not a .splc file, or damaged.
-        UnsupportedError: a file of the archive profile (lossless, or with context mixing).
+        UnsupportedError: a file of the archive profile (lossless, with context mixing, or with learned parts).
     """
     from ..bitstream.container import Container
 
@@ -59,7 +59,7 @@ def check_playable(path: PathLike) -> dict[str, object]:
             raise UnsupportedError(
                 f"the player cannot show files that need {', '.join(archive)}",
                 file=os.fspath(path),
-                hint="compress the scene again, lossy and below effort 9",
+                hint="compress the scene again, lossy and below effort 9 (`splatcodec compress` reads the file, too)",
             )
         return {"num_gaussians": container.num_gaussians, "version": ".".join(map(str, container.version))}
 

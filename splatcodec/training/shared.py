@@ -19,10 +19,12 @@ class SharedParameters:
 
     Attributes:
         params: leaves of the graph, float32.
+        constants: further float32 tensors that checkpoints keep, such as a teacher's.
     """
 
     def __init__(self) -> None:
         self.params: dict[str, torch.Tensor] = {}
+        self.constants: dict[str, torch.Tensor] = {}
         self._moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._steps: dict[str, int] = {}
 
@@ -75,6 +77,7 @@ class SharedParameters:
             arrays |= {f"shared/{name}": value.detach().cpu().numpy()}
             arrays |= {f"shared first/{name}": first.cpu().numpy(), f"shared second/{name}": second.cpu().numpy()}
             arrays[f"shared steps/{name}"] = np.array([self._steps[name]], np.int64)
+        arrays |= {f"shared constant/{name}": value.cpu().numpy() for name, value in self.constants.items()}
         return arrays
 
     def restore(self, arrays: Mapping[str, npt.NDArray[Any]], device: torch.device) -> None:
@@ -85,3 +88,6 @@ class SharedParameters:
             first, second = (arrays[f"shared {part}/{name}"].copy() for part in ("first", "second"))
             self._moments[name] = torch.from_numpy(first).to(device), torch.from_numpy(second).to(device)
             self._steps[name] = int(arrays[f"shared steps/{name}"][0])
+        for key in arrays:
+            if key.startswith("shared constant/"):
+                self.constants[key.removeprefix("shared constant/")] = torch.from_numpy(arrays[key].copy()).to(device)

@@ -39,7 +39,7 @@ _TOLD_EVERY_S = 30.0
 _CHECKPOINT_SUFFIX = ".checkpoint"
 # Options that are fields of `TrainSettings` under the same name.
 _SETTINGS = (
-    "iterations", "minutes", "max_gaussians", "seed", "method", "strategy", "sh_degree", "mask_weight", "lmbda",
+    "iterations", "minutes", "max_gaussians", "seed", "method", "strategy", "sh_degree", "mask_weight", "lmbda", "prune",
     "shape", "antialiased", "backend", "threads",
 )  # fmt: skip
 
@@ -77,6 +77,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--lmbda", type=float, metavar="L", help="what a bit costs --method rd: larger is smaller and worse (0.0003)"
+    )
+    parser.add_argument(
+        "--prune",
+        type=float,
+        metavar="SHARE",
+        help="how many Gaussians --method lightgaussian drops, 0 to 1 (0.5)",
     )
     parser.add_argument("--strategy", metavar="NAME", help="where Gaussians are added: errors (default), adc or mcmc")
     parser.add_argument(

@@ -105,7 +105,7 @@ export const STILL = {
   features: new Set(["lossy-1", "extras-1"]),
 };
 /** Features of the archive profile, which only the Python package decodes. */
-const ARCHIVE_FEATURES = new Set(["lossless-1", "native-1", "stored-1", "mixing-1"]);
+const ARCHIVE_FEATURES = new Set(["lossless-1", "native-1", "stored-1", "mixing-1", "vector-1", "neural-1"]);
 
 /**
  * @typedef {object} Header

@@ -9,7 +9,7 @@ import torch
 
 from ...errors import SplatCodecError
 from ..masking import kept_rows, mask_loss, masked
-from ..settings import DEFAULT_ITERATIONS
+from ..settings import DEFAULT_ITERATIONS, TrainSettings
 from ..splats import Splats
 from .base import Method
 
@@ -27,7 +27,7 @@ class Masked(Method):
 
     name = "masked"
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: TrainSettings) -> None:
         super().__init__(settings)
         self.removals = 0
 
