@@ -319,7 +319,7 @@ def pack_tiles(encoded: EncodedTiles, metadata: Mapping[str, Any]) -> bytes:
     """The bytes of a `.splc` file of tiles that `static.encoder.encode_tiles` made, without side arrays."""
     features = [Feature("lossy-1"), *([Feature("mixing-1")] if encoded.mixing else [])]
     file = io.BytesIO()
-    chunks = [_meta_chunk(metadata), *encoded.chunks]
+    chunks = [metadata_chunk(metadata), *encoded.chunks]
     write_container(file, chunks, num_gaussians=len(encoded.order), features=features)
     return file.getvalue()
 

@@ -39,8 +39,8 @@ _TOLD_EVERY_S = 30.0
 _CHECKPOINT_SUFFIX = ".checkpoint"
 # Options that are fields of `TrainSettings` under the same name.
 _SETTINGS = (
-    "iterations", "minutes", "max_gaussians", "seed", "method", "strategy", "sh_degree", "mask_weight", "lmbda", "prune",
-    "shape", "antialiased", "backend", "threads",
+    "iterations", "minutes", "max_gaussians", "seed", "method", "strategy", "sh_degree", "mask_weight", "lmbda",
+    "prune", "shape", "antialiased", "backend", "threads",
 )  # fmt: skip
 
 

@@ -137,7 +137,7 @@ class LightGaussian(Method):
         if count:
             most = entries_for(count, MAX_ENTRIES, _ROWS_AN_ENTRY)
             (entries,) = fit_codebooks(values[rows], 1, most, weights=significance[rows])
-            labels[torch.from_numpy(rows)] = torch.from_numpy(nearest(values[rows], entries) + np.float32(1.0))
+            labels[torch.from_numpy(rows)] = torch.from_numpy(nearest(values[rows], entries) + 1).to(labels)
         book = torch.from_numpy(entries.reshape(len(entries), -1, 3).copy()).to(splats.device)
         self.shared.add("codebook sh0", book[:, :1])
         self.shared.add("codebook shN", book[:, 1:])
