@@ -30,6 +30,7 @@ class TrainSettings:
         mask_weight: of the mask's loss, for the methods that learn one.
         lmbda: what a bit costs, in loss times pixels of a picture, for the methods that know the rate.
         prune: share of the Gaussians that goes at once, for methods that prune.
+        smoothness: of the neighbour loss, for the methods that keep a grid.
         shape: learn GES's shape beside the scale.
         antialiased: opacities make up for the low-pass blur; the scene says so.
         dssim_weight: of 1 - SSIM in the loss; the rest is L1.
@@ -56,6 +57,7 @@ class TrainSettings:
     mask_weight: float = 5e-4
     lmbda: float = 3e-4
     prune: float = 0.5
+    smoothness: float = 1.0
     shape: bool = False
     antialiased: bool = False
     dssim_weight: float = 0.2
@@ -82,6 +84,7 @@ class TrainSettings:
             "mask_weight": 0 <= self.mask_weight < math.inf,
             "lmbda": 0 < self.lmbda < math.inf,
             "prune": 0 <= self.prune < 1,
+            "smoothness": 0 <= self.smoothness < math.inf,
             "dssim_weight": 0 <= self.dssim_weight <= 1,
             "coarse": self.coarse in (1, 2, 4, 8, 16),
             "coarse_until": 0 <= self.coarse_until <= 1,

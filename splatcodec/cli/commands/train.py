@@ -40,7 +40,7 @@ _CHECKPOINT_SUFFIX = ".checkpoint"
 # Options that are fields of `TrainSettings` under the same name.
 _SETTINGS = (
     "iterations", "minutes", "max_gaussians", "seed", "method", "strategy", "sh_degree", "mask_weight", "lmbda",
-    "prune", "shape", "antialiased", "backend", "threads",
+    "prune", "smoothness", "shape", "antialiased", "backend", "threads",
 )  # fmt: skip
 
 
@@ -83,6 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SHARE",
         help="how many Gaussians --method lightgaussian drops, 0 to 1 (0.5)",
+    )
+    parser.add_argument(
+        "--smoothness", type=float, metavar="W", help="how much neighbours in the grid of --method selforg count (1)"
     )
     parser.add_argument("--strategy", metavar="NAME", help="where Gaussians are added: errors (default), adc or mcmc")
     parser.add_argument(

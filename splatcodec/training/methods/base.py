@@ -30,6 +30,7 @@ class Method:
     Attributes:
         name: as in `--method`.
         makes_file: whether `compressed` makes the `.splc` file, so that `--quality` means nothing.
+        plain_until: share of the run up to which training is that of `plain`.
         dataset: what is learned from; set by `attach` before `prepare` and `restore`.
         num_threads: of the CPU.
         max_gaussians: the budget.
@@ -38,6 +39,7 @@ class Method:
 
     name = ""
     makes_file = False
+    plain_until = 0.0
 
     def __init__(self, settings: TrainSettings) -> None:
         self.settings = settings

@@ -73,6 +73,7 @@ class RateDistortion(Method):
 
     name = "rd"
     makes_file = True
+    plain_until = _FROM
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
