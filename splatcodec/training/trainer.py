@@ -441,7 +441,7 @@ class Trainer:
 
     def _refine(self, share: float) -> None:
         strategy = self.strategy
-        if not strategy.start <= share < strategy.stop:
+        if not strategy.start <= share < min(strategy.stop, self.method.densify_until):
             return
         due = int((share - strategy.start) / strategy.interval + 1e-9) + 1
         if due <= self.refinements:

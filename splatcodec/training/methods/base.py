@@ -31,6 +31,7 @@ class Method:
         name: as in `--method`.
         makes_file: whether `compressed` makes the `.splc` file, so that `--quality` means nothing.
         plain_until: share of the run up to which training is that of `plain`.
+        densify_until: share of the run after which no Gaussians are added, whatever the strategy says.
         dataset: what is learned from; set by `attach` before `prepare` and `restore`.
         num_threads: of the CPU.
         max_gaussians: the budget.
@@ -40,6 +41,7 @@ class Method:
     name = ""
     makes_file = False
     plain_until = 0.0
+    densify_until = 1.0
 
     def __init__(self, settings: TrainSettings) -> None:
         self.settings = settings

@@ -73,7 +73,7 @@ class RateDistortion(Method):
 
     name = "rd"
     makes_file = True
-    plain_until = _FROM
+    plain_until = densify_until = _FROM
 
     def __init__(self, settings: Any) -> None:
         super().__init__(settings)
