@@ -52,6 +52,7 @@ from .motion import (
     track_exponents,
 )
 from .motion_kernels import CELLS, quantize_tracks
+from .rate import BitrateBudget
 
 __all__ = ["EncodedGroup", "MotionEncoder", "MotionOptions"]
 
@@ -65,7 +66,8 @@ class MotionOptions:
 
     Attributes:
         quality, target_psnr, effort, prune: as in `LossyOptions`; the PSNR is the mean over frames.
-        target_bitrate: bytes a second at most, instead of a quality; None = by quality.
+        target_bitrate: bytes a second not to exceed, averaged over `keep` groups (or the whole scene, if it is shorter
+            and its length is known), instead of a quality; None = by quality.
         group: frames a group, 1..256.
         keep: groups that use one base before a new one is made.
         nodes: look for rigid nodes; they are kept where they save at least 15 %.
@@ -103,11 +105,14 @@ class MotionOptions:
 # Steps of tracks over those that the base would have for the same attribute, chosen on the sequences of
 # tools/make_sequences.py (docs/sequences.md).
 _POSITION_FACTOR = 1.0
-_TURN_FACTOR = 0.5
+_TURN_FACTOR = 0.25
+_ELONGATION = 8.0  # (see `_Tracks`) of a Gaussian whose turns show as much as steps of its size
 _DEAD = 0.6  # residuals below this share of a step become 0
 _BITS_A_TRACK = 3.0
 _PRICE = 2 * np.log(2) / 12  # squared steps that a bit is worth
 _BITS_A_SHAPE = 11.0  # and frame
+_BITS_TO_FOLLOW = 1.0  # of a Gaussian that does what its neighbours do
+_REGION = 64  # Gaussians in a row that may drift together
 _MOST_SHAPES = 48  # of all tracks; the format allows 64
 _NODE_SAVING = 0.85
 _EVENT_STEPS = 3  # a jump of so many steps is an event
@@ -116,6 +121,11 @@ _TRIALS = 5
 _TOLERANCE_DB = 0.3
 _DB_PER_OCTAVE = -5.5
 _LEAST_DB_PER_OCTAVE = 1.0
+_DB_A_HALVING = 2.8  # of the steps of motion on a kept base
+_FINER = (0.2, 2.0)  # steps of motion over those of the base, where a quality is asked for
+_COARSEST = 64.0
+_NOT_ENOUGH_DB = 1.0  # so much less than wanted takes a new base
+_WELL_USED, _AIM = 0.93, 0.97  # of a budget in bytes
 _MISSING = 0.002  # share of a group's importance that may be left out of a base before it is extended
 _VIEWS = {1: 12, 2: 18, 3: 24, 4: 36, 5: 48, 6: 72, 7: 96, 8: 128, 9: 160}
 _VIEW_PX = 256
@@ -132,6 +142,7 @@ class _Part:
         tiles: decoded.
         ids: of each tile, who its Gaussians are. fitted: of each tile, the uncoded still scene.
         considered: who could have been in it; those of them who are not were left out.
+        coherence: how much more an error of colour shows that neighbours share than one that each has for itself.
     """
 
     group: int
@@ -140,6 +151,7 @@ class _Part:
     ids: list[npt.NDArray[np.int64]]
     fitted: list[Gaussians]
     considered: npt.NDArray[np.int64]
+    coherence: float
 
 
 @dataclass
@@ -169,6 +181,7 @@ class MotionEncoder:
     Attributes:
         notes: for people.
         seconds: by stage.
+        frames_left: frames to come, with those of the next group; None where nobody knows.
     """
 
     def __init__(
@@ -185,9 +198,13 @@ class MotionEncoder:
         self.tuning = tuning or Tuning()
         self.notes: list[str] = []
         self.seconds: dict[str, float] = {}
+        self.frames_left: int | None = None
         self._threads = threads
         self._tell = progress or (lambda stage, share: None)
         self._slope: float | None = None
+        self._finer = 1.0
+        self._reached = np.inf  # PSNR of the last group with a scene
+        self._budget: BitrateBudget | None = None
         self._kept: _Part | None = None
         self._number = 0
         self._next = 0
@@ -219,8 +236,20 @@ class MotionEncoder:
                 group = self._with_kept_base(block, kept, number, pool)
             if group is None:
                 group = self._with_own_base(block, number, pool)
+            if self._budget is not None:
+                self._budget.spend(group.chunks.size_bytes, block.num_frames / self.rate, group.chunks.uses is None)
             self._next += 1
         return group
+
+    def _budget_of(self, block: Block) -> BitrateBudget:
+        """The budget; its window is as long as a scene serves, or all there is."""
+        if self._budget is None:
+            assert self.options.target_bitrate is not None
+            window = self.options.keep * self.options.group / self.rate
+            if self.frames_left is not None:
+                window = min(window, self.frames_left / self.rate)
+            self._budget = BitrateBudget(self.options.target_bitrate, max(window, block.num_frames / self.rate))
+        return self._budget
 
     # ------------------------------------------------------------------------------------------------- bases
 
@@ -235,16 +264,20 @@ class MotionEncoder:
 
         def encode(slope: float, fit: Fit) -> tuple[EncodedGroup, _Part]:
             part = self._code_part(fit.still, fit.ids, measured, seen_from, slope, number, pool)
-            return self._motion(fit, [part], number, pool, slope), part
+            return self._motion(fit, [part], number, pool), part
 
-        if self._slope is None:
+        if self.options.target_bitrate is not None:
+            group, part, self._slope = self._search_bytes(block, fit, measured, encode)
+        elif self._slope is None or self.options.effort > 2:
             group, part, self._slope = self._search(block, fit, measured, encode, pool)
         else:
             group, part = encode(self._slope, fit)
         if len(nodes):
             plain = fit_block(block, Nodes.none(len(block), block.num_frames))
             other, other_part = encode(self._slope, plain)
-            if _motion_bytes(group) > _NODE_SAVING * _motion_bytes(other):
+            saves = _motion_bytes(group) <= _NODE_SAVING * _motion_bytes(other)
+            fits = self._budget is None or other.chunks.size_bytes <= self._budget.allowed(block.num_frames / self.rate)
+            if not saves and fits:
                 group, part = other, other_part
         self._kept = part
         return group
@@ -287,14 +320,67 @@ class MotionEncoder:
                 )
                 if len(part.encoded.order):
                     parts.append(part)
-        group = self._motion(fit, parts, number, pool, self._slope)
-        # A base that no longer fits costs more motion than a new one would.
-        if _motion_bytes(group) > 0.5 * kept.encoded.size_bytes:
+        if self.options.target_bitrate is not None:
+            return self._fitting_motion(block, fit, parts, number, pool)
+        group, enough = self._good_motion(block, fit, parts, number, pool)
+        # A base that no longer fits costs more motion than a new one would, or is not good enough.
+        if not enough or _motion_bytes(group) > 0.5 * kept.encoded.size_bytes:
+            slope, finer = self._slope, self._finer
             own = self._with_own_base(block, number, pool)
-            if own.chunks.size_bytes <= group.chunks.size_bytes:
+            if not enough or own.chunks.size_bytes <= group.chunks.size_bytes:
+                self._finer = 1.0
                 return own
-            self._kept = kept
+            self._kept, self._slope, self._finer = kept, slope, finer
         return group
+
+    def _good_motion(
+        self, block: Block, fit: Fit, parts: Sequence[_Part], number: int, pool: ThreadPoolExecutor
+    ) -> tuple[EncodedGroup, bool]:
+        """Motion on a kept base as good as wanted, and whether it is: its steps follow what decoded frames show."""
+        wanted = self.options.lossy().wanted_psnr_db
+        check = self._checks(block, pool, fewer=self.options.effort <= 2)
+        best: tuple[float, EncodedGroup] | None = None
+        finer = self._finer
+        for _ in range(3 if self.options.effort > 2 else 1):
+            group = self._motion(fit, parts, number, pool, finer)
+            miss = wanted - check(group)
+            if best is None or abs(miss) < abs(best[0]):
+                best, self._finer = (miss, group), finer
+            following = float(np.clip(finer * 2.0 ** (-miss / _DB_A_HALVING), *_FINER))
+            if abs(miss) < _TOLERANCE_DB or following == finer:
+                break
+            finer = following
+        assert best is not None
+        if self.options.effort <= 2:
+            self._finer = following  # for the next group
+        enough = wanted - best[0] > min(wanted, self._reached) - _NOT_ENOUGH_DB
+        return best[1], enough or self.options.effort <= 2
+
+    def _fitting_motion(
+        self, block: Block, fit: Fit, parts: Sequence[_Part], number: int, pool: ThreadPoolExecutor
+    ) -> EncodedGroup | None:
+        """Motion on a kept base in the bytes that it may have; None where that is too little for any."""
+        budget = self._budget_of(block).without_scene(block.num_frames / self.rate)
+        best: EncodedGroup | None = None
+        finer, coarsest_above = self._finer, 0.0
+        for _ in range(6):
+            group = self._motion(fit, parts, number, pool, finer)
+            size = group.chunks.size_bytes
+            if size <= budget:
+                if best is None or size > best.chunks.size_bytes:
+                    best, self._finer = group, finer
+                if size > _WELL_USED * budget or finer <= _FINER[0]:
+                    break
+            else:
+                coarsest_above = max(coarsest_above, finer)
+            following = finer * float(np.clip((size / (_AIM * budget)) ** 1.5, 0.25, 16.0))
+            if best is not None:
+                following = max(following, 1.02 * coarsest_above)
+            following = float(np.clip(following, _FINER[0], _COARSEST))
+            if following == finer:
+                break
+            finer = following
+        return best
 
     def _nodes(
         self, block: Block, reference: npt.NDArray[np.float32] | None, fixed: npt.NDArray[np.bool_] | None = None
@@ -377,11 +463,14 @@ class MotionEncoder:
             return BaseTile.of(chunk.tile, parameters, tile, layers)
 
         tiles = list(pool.map(decode, range(len(units))))
+        # Weights of a pixel add up to about 1: what all share shows with that, what each has alone with its square.
+        alone = float(measured.sum_weight2.sum())
+        coherence = max(float(measured.sum_weight.sum()) / alone, 1.0) if alone > 0 else 1.0
         rows, at = [], 0
         for tile in tiles:
             rows.append(encoded.order[at : at + len(tile)])
             at += len(tile)
-        return _Part(number, encoded, tiles, [ids[r] for r in rows], [still.selected(r) for r in rows], ids)
+        return _Part(number, encoded, tiles, [ids[r] for r in rows], [still.selected(r) for r in rows], ids, coherence)
 
     # ------------------------------------------------------------------------------------------------ quality
 
@@ -393,27 +482,17 @@ class MotionEncoder:
         encode: Callable[[float, Fit], tuple[EncodedGroup, _Part]],
         pool: ThreadPoolExecutor,
     ) -> tuple[EncodedGroup, _Part, float]:
-        """Find the slope at which decoded frames have the PSNR, or the group the bytes, that are asked for."""
-        if self.options.target_bitrate is not None:
-            return self._search_bytes(block, fit, measured, encode)
+        """Find the slope at which decoded frames have the PSNR that is asked for."""
         wanted = self.options.lossy().wanted_psnr_db
-        pixels = max(float(measured.sum_weight.sum()), 1.0)
-        active = max(float((measured.hits > 0).sum()), 1.0)
-        slope = float(np.log2(0.6 * np.sqrt(max(10 ** (-wanted / 10) * 3 * pixels, 1e-30) / active)))
-        frames = np.unique(np.linspace(0, block.num_frames - 1, min(4, block.num_frames)).round().astype(int))
-        checks = []
-        for f in frames:
-            scene = block.gaussians(int(f))
-            for camera in encoder_cameras(scene, num_views=4, size_px=_CHECK_PX, seed=5)[:3]:
-                checks.append((int(f), camera, render(scene, camera, num_threads=self._threads)))
+        slope = self._slope if self._slope is not None else _start(measured, wanted)
+        check = self._checks(block, pool)
         tried: list[tuple[float, float]] = []
         best: tuple[float, float, EncodedGroup, _Part] | None = None
         clock = time.perf_counter()
         for trial in range(_TRIALS if self.options.effort > 2 else 2):
             self._tell("coding", trial / _TRIALS)
             group, part = encode(slope, fit)
-            decoded = {int(f): group.decoded.frame(int(f), pool) for f in frames}
-            psnr = float(np.mean([covered_psnr_db(a, render(decoded[f], camera)) for f, camera, a in checks]))
+            psnr = check(group)
             miss = wanted - psnr
             if best is None or abs(miss) < best[0]:
                 best = abs(miss), slope, group, part
@@ -432,7 +511,32 @@ class MotionEncoder:
         self._tell("coding", 1.0)
         self._spend("coding", clock)
         assert best is not None
+        self._reached = max(psnr_db for _, psnr_db in tried) if best[0] >= _TOLERANCE_DB else wanted
         return best[2], best[3], best[1]
+
+    def _checks(self, block: Block, pool: ThreadPoolExecutor, fewer: bool = False) -> Callable[[EncodedGroup], float]:
+        """What tells the mean PSNR of some of a group's frames in some views, whose originals are drawn once."""
+        most = min(2 if fewer else 4, max(block.num_frames, 1))
+        frames = ((np.arange(most) + 0.5) * block.num_frames / most).astype(int)
+        checks = []
+        for k, f in enumerate(frames):
+            scene = block.gaussians(int(f))
+            # Without the fourth, which is near, the mix is that of the views that scenes are compared by.
+            for camera in encoder_cameras(scene, num_views=4, size_px=_CHECK_PX, seed=5 + k)[: 2 if fewer else 3]:
+                checks.append((int(f), camera, render(scene, camera, num_threads=self._threads)))
+
+        def psnr_db(group: EncodedGroup) -> float:
+            decoded = {int(f): group.decoded.frame(int(f), pool) for f in frames}
+            return float(
+                np.mean(
+                    [
+                        covered_psnr_db(a, render(decoded[f], camera, num_threads=self._threads))
+                        for f, camera, a in checks
+                    ]
+                )
+            )
+
+        return psnr_db
 
     def _search_bytes(
         self,
@@ -442,11 +546,13 @@ class MotionEncoder:
         encode: Callable[[float, Fit], tuple[EncodedGroup, _Part]],
     ) -> tuple[EncodedGroup, _Part, float]:
         """The finest slope at which a base and the motion of the groups that use it stay below the bitrate."""
-        assert self.options.target_bitrate is not None
-        pixels = max(float(measured.sum_weight.sum()), 1.0)
-        active = max(float((measured.hits > 0).sum()), 1.0)
-        slope = float(np.log2(0.6 * np.sqrt(10**-4.3 * 3 * pixels / active)))
-        budget = self.options.target_bitrate * block.num_frames / self.rate
+        seconds = block.num_frames / self.rate
+        planned = self.options.keep * self.options.group / self.rate
+        if self.frames_left is not None:
+            planned = min(planned, self.frames_left / self.rate)
+        budget = self._budget_of(block).with_scene(seconds, planned)
+        slope = self._slope if self._slope is not None else _start(measured, 43.0)
+        self._finer = 1.0
         best: tuple[float, EncodedGroup, _Part, float] | None = None
         above: tuple[float, float] | None = None
         for trial in range(10):
@@ -456,18 +562,19 @@ class MotionEncoder:
             if size <= budget:
                 if best is None or size > best[0]:
                     best = size, group, part, slope
-                if size > 0.95 * budget:
+                if size > _WELL_USED * budget:
                     break
             elif above is None or size < above[0]:
                 above = size, slope
             if best and above:
-                share = np.log(0.97 * budget / best[0]) / np.log(above[0] / best[0])
+                share = np.log(_AIM * budget / best[0]) / np.log(above[0] / best[0])
                 slope = best[3] + float(np.clip(share, 0.05, 0.95)) * (above[1] - best[3])
             else:
-                slope += float(np.clip(2.0 * np.log2(size / (0.97 * budget)), -4.0, 4.0))
+                slope += float(np.clip(2.0 * np.log2(size / (_AIM * budget)), -4.0, 4.0))
         if best is None:
             raise ParameterError(
-                f"a group does not fit {budget:.0f} bytes; the smallest tried has {above[0] if above else 0:.0f}",
+                f"a group does not fit {max(budget, 0):.0f} bytes; the smallest tried has "
+                f"{above[0] if above else 0:.0f}",
                 field="target_bitrate",
             )
         return best[1], best[2], best[3]
@@ -478,9 +585,13 @@ class MotionEncoder:
     # ------------------------------------------------------------------------------------------------- motion
 
     def _motion(
-        self, fit: Fit, parts: Sequence[_Part], number: int, pool: ThreadPoolExecutor, slope: float
+        self, fit: Fit, parts: Sequence[_Part], number: int, pool: ThreadPoolExecutor, finer: float = 1.0
     ) -> EncodedGroup:
-        """Code what the frames of a fit add to the parts of a base."""
+        """Code what the frames of a fit add to the parts of a base.
+
+        Args:
+            finer: steps over those that the base has for the same attributes.
+        """
         frames = len(fit.offsets)
         tiles = [tile for part in parts for tile in part.tiles]
         ids = [rows for part in parts for rows in part.ids]
@@ -498,14 +609,17 @@ class MotionEncoder:
         found = [rows_of(who) for who in ids]
         sources = [_Tracks.of(fit, rows, here, tile, self.tuning) for (rows, here), tile in zip(found, tiles)]
         bias = max((-source.lowest for source in sources), default=0)
-        position_step = float(np.float32(2.0**-bias * _POSITION_FACTOR * self.tuning.size_base * np.sqrt(2.0)))
-        turn_step = float(np.float32(0.5 * _TURN_FACTOR * self.tuning.size_base))
+        position_step = float(np.float32(2.0**-bias * _POSITION_FACTOR * finer * self.tuning.size_base * np.sqrt(2.0)))
+        turn_step = float(np.float32(0.5 * _TURN_FACTOR * finer * self.tuning.size_base))
         exponents = [track_exponents(tile.coded.values, tile.parameters, bias) for tile in tiles]
         scale = np.zeros(TRACKS)
         scale[POSITION], scale[TURN] = 1.0 / position_step, 1.0 / turn_step
-        scale[[SIZE, OPACITY_TRACK, COLOR, SH]] = 1.0  # in base units already
+        scale[[SIZE, OPACITY_TRACK, COLOR, SH]] = 1.0 / finer  # in base units already
         events = [source.events(tile) for source, tile in zip(sources, tiles)]
-        shapes, coefficients, masks = _choose_tracks(sources, exponents, scale, frames, degree)
+        shapes, coefficients, masks = _choose_tracks(sources, exponents, scale, frames, degree, parts[0].coherence)
+        # Shapes that are so much smaller make the steps of what is in base units finer, too.
+        for track in (SIZE, OPACITY_TRACK, COLOR, SH):
+            shapes[track] = np.rint(shapes[track] * finer).astype(np.int64)
         counts = np.array([len(s) for s in shapes])
         weights = _fit_weights(coefficients, masks, tiles, counts, degree, [f[0] for f in found], fit)
         parameters = MotionParameters(
@@ -524,9 +638,11 @@ class MotionEncoder:
             motion.births = np.where(here, fit.births[rows] if len(fit.ids) else 0, 0).astype(np.int32)
             motion.deaths = np.where(here, fit.deaths[rows] if len(fit.ids) else 0, 0).astype(np.int32)
             magnitudes, residuals = np.zeros_like(motion.coefficients), np.zeros_like(motion.coefficients)
+            dead = np.full((len(tile), TRACKS), _DEAD)
+            dead[:, TURN] = _DEAD / np.clip(sources[k].shows, 0.25, 1.0)
             quantize_tracks(
                 parameters.counts, parameters.components, parameters.columns, weights, tile.coded.neighbors,
-                exponents[k], motion.nodes, motion.masks, coefficients[k], _DEAD, motion.coefficients, magnitudes,
+                exponents[k], motion.nodes, motion.masks, coefficients[k], dead, motion.coefficients, magnitudes,
                 residuals, histogram,
             )  # fmt: skip
             motions.append(motion)
@@ -551,6 +667,13 @@ class MotionEncoder:
             chunks, frames, MOTION, own, uses=None if parts[0].group == number else parts[0].group, features=features
         )
         return EncodedGroup(coded, MotionGroup(base, parameters, motions), rate_bits)
+
+
+def _start(measured: Contributions, wanted_db: float) -> float:
+    """A slope to begin with: about that of still scenes of the same PSNR."""
+    pixels = max(float(measured.sum_weight.sum()), 1.0)
+    active = max(float((measured.hits > 0).sum()), 1.0)
+    return float(np.log2(0.6 * np.sqrt(max(10 ** (-wanted_db / 10) * 3 * pixels, 1e-30) / active)))
 
 
 def _motion_bytes(group: EncodedGroup) -> int:
@@ -607,6 +730,7 @@ class _Tracks:
         values: of each track (F, n, components) float32; position and turn in world units and tangents.
         lowest: least of position exponents with bias 0.
         jumps: of opacity, colour and SH (n,) frames, see `Fit`.
+        shows: (n,) how much a step of a turn shows over a step of size: of what is round nothing.
         here: (n,) whether each is in the group. present: (F, n) and in the frame; all of what is never here.
     """
 
@@ -614,6 +738,7 @@ class _Tracks:
     lowest: int
     here: npt.NDArray[np.bool_]
     present: npt.NDArray[np.bool_]
+    shows: Floats
     jumps: tuple[npt.NDArray[np.int32], ...] = ()
 
     @classmethod
@@ -627,7 +752,7 @@ class _Tracks:
         streams = tile.coded.values
         if not len(fit.ids):
             values = [np.zeros((frames, n, c), np.float32) for c in components]
-            return cls(values, 0, here, np.ones((frames, n), bool))
+            return cls(values, 0, here, np.ones((frames, n), bool), np.ones(n))
         values.append(fit.offsets[:, rows])
         values.append(fit.turns[:, rows])
         # Growth along the axes of the decoded Gaussian, which may be in another order or turned where they are alike.
@@ -660,7 +785,10 @@ class _Tracks:
         for track in values:
             track[:, ~here] = 0.0
         jumps = tuple(np.where(here, jump[rows], 0).astype(np.int32) for jump in fit.jumps)
-        return cls(values, lowest, here, fit.present[:, rows] | ~here, jumps)
+        # Turning a Gaussian changes its covariance, in units of itself, by the angle times this.
+        spread = np.clip((tile.scales.max(1) - tile.scales.min(1)).astype(np.float64), 0.0, 20.0)
+        shows = np.clip(2.0 * np.sinh(spread) / _ELONGATION, 0.05, 4.0)
+        return cls(values, lowest, here, fit.present[:, rows] | ~here, shows, jumps)
 
     def events(self, tile: BaseTile) -> _Events:
         """Changes for good as events, which are taken out of the values."""
@@ -688,13 +816,26 @@ def _choose_tracks(
     scale: Floats,
     frames: int,
     degree: int,
+    coherence: float,
 ) -> tuple[list[npt.NDArray[np.int64]], list[Floats], list[npt.NDArray[np.int32]]]:
-    """Shapes of all tracks, coefficients (n, C) of all Gaussians in base units, and which tracks each has."""
+    """Shapes of all tracks, coefficients (n, C) of all Gaussians in base units, and which tracks each has.
+
+    A Gaussian has a track where that is worth its bits for itself. Colours may also drift together, by less than a
+    step of each: then all of a region have the track, and follow each other by prediction at next to no cost.
+    """
     components = track_components(degree)
     candidates: list[tuple[npt.NDArray[np.int64], Floats]] = []
     for track in range(TRACKS):
         paths = _paths(sources, exponents, scale, track) if components[track] and frames > 1 else []
-        candidates.append(_shapes_of(paths, frames) if paths else (np.zeros((0, frames), np.int64), np.zeros(0)))
+        shared = [_shared(path, e[:, track], components[track]) for path, e in zip(paths, exponents)]
+        if track != COLOR:
+            shared = []
+        shows = [source.shows if track == TURN else np.ones(len(source.shows)) for source in sources]
+        candidates.append(
+            _shapes_of(paths, frames, shared, components[track], coherence, shows)
+            if paths
+            else (np.zeros((0, frames), np.int64), np.zeros(0))
+        )
     # What is worth most, whichever track it is of.
     worths = np.sort(np.concatenate([worth for _, worth in candidates]))[::-1]
     least = worths[_MOST_SHAPES - 1] if len(worths) >= _MOST_SHAPES else -np.inf
@@ -705,12 +846,21 @@ def _choose_tracks(
         found = candidate[worth_of >= least]
         paths = _paths(sources, exponents, scale, track) if len(found) else []
         basis = found / SHAPE_ONE
-        solve = np.linalg.pinv(basis) if len(found) else basis.T  # coefficients = paths @ solve
+        root = np.sqrt(_frame_weights(frames))
+        # coefficients = paths @ solve
+        solve = root[:, None] * np.linalg.pinv(basis * root) if len(found) else basis.T
         for k, (path, e) in enumerate(zip(paths, exponents)):
             c: Floats = path @ solve
             _mend(c, path, sources[k].present, basis, components[track])
             c = c.reshape(-1, components[track], len(found)).transpose(0, 2, 1)  # (n, J, components)
-            worth = _worth(c).sum((1, 2)) - _PRICE * _BITS_A_TRACK > 0
+            shown = sources[k].shows[:, None, None] if track == TURN else np.float64(1.0)
+            worth = _worth(c, shown).sum((1, 2)) - _PRICE * _BITS_A_TRACK > 0
+            if track == COLOR and len(found):
+                drift = _shared(path, e[:, track], components[track]) @ solve
+                drift = drift.reshape(-1, components[track], len(found)).transpose(0, 2, 1)
+                together = _drifts((drift * drift).sum((1, 2)), coherence) & ~worth
+                c[together] = drift[together]
+                worth |= together
             masks[k] |= worth.astype(np.int32) << track
             c = c * np.exp2(e[:, track].astype(np.float64))[:, None, None]
             columns[k].append(c.reshape(len(c), -1))
@@ -720,6 +870,17 @@ def _choose_tracks(
         for column, source in zip(columns, sources)
     ]
     return shapes, stacked, masks
+
+
+def _frame_weights(frames: int) -> Floats:
+    """(F,) how much errors of each frame count, 1 on average.
+
+    Shapes are like polynomials of a low degree. With equal weights those are largest at both ends, and so is what
+    rounding of their coefficients does; with these weights they are like Chebyshev's, the same size everywhere.
+    """
+    x = (2.0 * np.arange(frames) + 1.0) / frames - 1.0
+    weights = (1.0 - x * x) ** -0.5
+    return weights / weights.mean()
 
 
 def _paths(
@@ -734,6 +895,34 @@ def _paths(
     return paths
 
 
+def _shared(path: npt.NDArray[np.float32], e: npt.NDArray[np.int32], components: int) -> npt.NDArray[np.float32]:
+    """What the neighbours of each Gaussian do on average, in its own steps: (n * components, F), as `path`."""
+    n = len(e)
+    if not n:
+        return path
+    own = np.exp2(e.astype(np.float64))[:, None]
+    weights = own**-2.0
+    values = path.reshape(n, -1) * own * weights
+    sums = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, axis=0)])
+    total = np.concatenate([[0.0], np.cumsum(weights[:, 0])])
+    # Coding order is along a curve that fills the space: neighbours in it are neighbours.
+    low = np.maximum(np.arange(n) - _REGION // 2, 0)
+    high = np.minimum(low + _REGION, n)
+    low = np.maximum(high - _REGION, 0)
+    mean = (sums[high] - sums[low]) / (total[high] - total[low])[:, None]
+    return (mean / own).astype(np.float32).reshape(path.shape)
+
+
+def _drifts(squares: Floats, coherence: float) -> npt.NDArray[np.bool_]:
+    """(n,) whether what a region shares, `squares` of its steps, shows for more than the bits it takes."""
+    n = len(squares)
+    if not n:
+        return np.zeros(0, bool)
+    gain = coherence * squares - _PRICE * _BITS_TO_FOLLOW
+    starts = np.arange(0, n, _REGION)
+    return np.repeat(np.add.reduceat(gain, starts) > 0, np.diff(np.append(starts, n)))
+
+
 def _mend(
     c: Floats, path: npt.NDArray[np.float32], present: npt.NDArray[np.bool_], basis: Floats, components: int
 ) -> None:
@@ -742,37 +931,63 @@ def _mend(
     ridge = 1e-3 * np.eye(len(basis)) * basis.shape[1]
     for a in range(0, len(partial), 1 << 12):
         rows = partial[a : a + (1 << 12)]
-        seen = present[:, rows].T.astype(np.float64)
+        seen = present[:, rows].T * _frame_weights(basis.shape[1])
         normal = np.einsum("nf,jf,kf->njk", seen, basis, basis, optimize=True) + ridge
         at = rows[:, None] * components + np.arange(components)
         right = np.einsum("nf,ncf,jf->njc", seen, path[at].astype(np.float64), basis, optimize=True)
         c[at] = np.linalg.solve(normal, right).transpose(0, 2, 1)
 
 
-def _worth(c: Floats) -> Floats:
-    """What coding each coefficient (in steps) saves of squared error, less the price of its bits."""
+def _worth(c: Floats, shows: Floats | np.float64) -> Floats:
+    """What coding each coefficient (in steps) saves of squared error, less the price of its bits.
+
+    Args:
+        shows: how much an error of a step shows over what a step should.
+    """
     size = np.abs(c)
-    gain = np.maximum(c * c - 1.0 / 12.0, 0.0) - _PRICE * (2.0 + 1.7 * np.log2(1.0 + size))
+    gain = np.maximum(c * c - 1.0 / 12.0, 0.0) * shows**2 - _PRICE * (2.0 + 1.7 * np.log2(1.0 + size))
     return np.where(size >= _DEAD, gain, -_PRICE * 0.5)
 
 
-def _shapes_of(paths: Sequence[npt.NDArray[np.float32]], frames: int) -> tuple[npt.NDArray[np.int64], Floats]:
+def _shapes_of(
+    paths: Sequence[npt.NDArray[np.float32]],
+    frames: int,
+    shared: Sequence[npt.NDArray[np.float32]],
+    components: int,
+    coherence: float,
+    shows: Sequence[Floats],
+) -> tuple[npt.NDArray[np.int64], Floats]:
     """(J, F) shapes that pay, and what each is worth: principal components of paths in steps.
 
-    They have a mean square of 1 and are in 1/4096.
+    Over the frames, as they are weighted, they have a mean square of 1, and are in 1/4096.
     """
+    weights = _frame_weights(frames)
+    root = np.sqrt(weights)
     moment = np.zeros((frames, frames))
-    for path in paths:
-        moment += (path.T @ path).astype(np.float64)
+    for path, shown in zip(paths, shows):
+        weighted = path * np.repeat(shown, components).astype(np.float32)[:, None]
+        moment += (weighted.T @ weighted).astype(np.float64)
+    for path in shared:
+        moment += coherence * (path.T @ path).astype(np.float64)
+    moment *= root[:, None] * root
     if not moment.any():
         return np.zeros((0, frames), np.int64), np.zeros(0)
     _, vectors = np.linalg.eigh(moment / np.abs(moment).max())
     found, worths = [], []
     price = _PRICE * _BITS_A_SHAPE * frames
     for vector in vectors[:, ::-1][:, : min(_MOST_SHAPES // 2, frames)].T:
-        shape = vector * np.sqrt(frames) * np.sign(vector[np.abs(vector).argmax()])
-        exact = shape.astype(np.float32) / np.float32(frames)
-        worth = sum(float(np.maximum(_worth(path @ exact), 0.0).sum()) for path in paths) - price
+        shape = vector / root * np.sqrt(frames) * np.sign(vector[np.abs(vector).argmax()])
+        exact = (shape * weights / frames).astype(np.float32)
+        worth = (
+            sum(
+                float(np.maximum(_worth(path @ exact, np.repeat(w, components)), 0.0).sum())
+                for path, w in zip(paths, shows)
+            )
+            - price
+        )
+        for path in shared:
+            squares = ((path @ exact).astype(np.float64) ** 2).reshape(-1, components).sum(1)
+            worth += float((coherence * squares - _PRICE * _BITS_TO_FOLLOW)[_drifts(squares, coherence)].sum())
         if worth > 0:
             found.append(np.rint(shape * SHAPE_ONE).astype(np.int64))
             worths.append(worth)

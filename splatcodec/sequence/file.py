@@ -139,8 +139,24 @@ class GroupChunks:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the chunks, and about those of their entries."""
-        return sum(len(chunk.payload) + 16 for chunk in self.chunks) + 120
+        """Bytes of the group's container."""
+        return self.write(io.BytesIO(), 0, 0)
+
+    def write(self, file: BinaryIO, first_frame: int, number: int) -> int:
+        """Write the group's container; returns its bytes, which do not depend on the numbers.
+
+        Args:
+            first_frame: number of its first frame. number: of the group.
+        """
+        scene = number if self.uses is None else self.uses
+        head = GroupHead(first_frame, self.num_frames, number, scene, self.coding)
+        names = (SEQUENCE_FEATURE, _FEATURE_OF[self.coding], *self.features)
+        return write_container(
+            file,
+            [Chunk("GRPH", head.to_bytes()), *self.chunks],
+            num_gaussians=self.num_gaussians,
+            features=[Feature(name) for name in names],
+        )
 
 
 @dataclass(frozen=True)
@@ -244,15 +260,8 @@ class SequenceWriter:
         scene = number if group.uses is None else group.uses
         if not 1 <= group.num_frames <= MAX_GROUP_FRAMES or not 0 <= scene <= number:
             raise ParameterError(f"a group of {group.num_frames} frames that uses the scene of group {scene}")
-        head = GroupHead(self.next_frame, group.num_frames, number, scene, group.coding)
-        names = (SEQUENCE_FEATURE, _FEATURE_OF[group.coding], *group.features)
         payload = io.BytesIO()
-        length = write_container(
-            payload,
-            [Chunk("GRPH", head.to_bytes()), *group.chunks],
-            num_gaussians=group.num_gaussians,
-            features=[Feature(name) for name in names],
-        )
+        length = group.write(payload, self.next_frame, number)
         self._file.write(payload.getbuffer())
         self._groups.append((length, group.num_frames, number - scene))
         self.next_frame += group.num_frames

@@ -91,7 +91,7 @@ def quantize_tracks(
         counts, components, columns, weights: of the MotionParameters.
         neighbors: (n, 4). exponents: (n, 6). nodes, masks: (n,).
         targets: (n, C) float64 wanted coefficients in base units.
-        dead: residuals below this share of a step become 0.
+        dead: (n, 6) residuals below this share of a step become 0.
         values, magnitudes, residuals: (n, C) int32 out.
         histogram: (S * 32, ALPHABET) int64; tokens are added.
     """
@@ -111,7 +111,7 @@ def quantize_tracks(
                     column = columns[track] + j * components[track] + c
                     p = _prediction(near, count, column, weights[stream], values)
                     want = (targets[i, column] - p) / (np.int64(1) << e)
-                    r = np.int64(np.rint(want)) if abs(want) >= dead else np.int64(0)
+                    r = np.int64(np.rint(want)) if abs(want) >= dead[i, track] else np.int64(0)
                     r = min(max(r, -limit), limit)
                     level = _near_level(near, count, column, e, magnitudes)
                     token, _, _ = token_of(r)

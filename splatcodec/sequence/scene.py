@@ -85,6 +85,7 @@ class Recorder:
         fps: frames a second.
         metadata: facts about all frames; None takes those of the first frame.
         resume: go on with the sequence that is in the file.
+        num_frames: frames that will come, if that is known: a bitrate is then kept over all of a short scene.
         threads: worker threads; the bytes do not depend on it.
         progress: called with (stage, share done).
         options: fields of `MotionOptions`.
@@ -100,6 +101,7 @@ class Recorder:
         *,
         metadata: dict[str, Any] | None = None,
         resume: bool = False,
+        num_frames: int | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
         **options: Any,
@@ -132,6 +134,8 @@ class Recorder:
         self._frames: list[tuple[Any, Gaussians]] = []
         self._degree: int | None = None
         self._cut = False
+        self._expected = num_frames
+        self._flushed = 0
         self._started = time.perf_counter()
 
     def cut(self) -> None:
@@ -184,6 +188,9 @@ class Recorder:
         assert self._writer is not None
         block = Block.of(self._frames)
         self._frames = []
+        if self._expected is not None:
+            self._encoder.frames_left = max(self._expected - self._flushed, block.num_frames)
+        self._flushed += block.num_frames
         chunks, rate_bits = self._smaller(block)
         self._writer.add(chunks)
         for purpose, bits in rate_bits.items():
@@ -263,7 +270,7 @@ def compress_sequence(
                 done = recorder.report.num_frames / total if total else 0.0
                 progress(f"{stage}, frame {recorder.report.num_frames}", done if total else share)
 
-        recorder = Recorder(file, fps, resume=append, threads=threads, progress=tell, **options)
+        recorder = Recorder(file, fps, resume=append, num_frames=total, threads=threads, progress=tell, **options)
         for k, frame in enumerate(source):
             recorder.add(frame, source.name(k) if hasattr(source, "name") else "")
             tell("frames", 0.0)

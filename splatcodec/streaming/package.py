@@ -190,7 +190,7 @@ def _coded(
             path = os.path.join(work, f"{_quality_id(quality)}.splc")
             found.append(_Source(_quality_id(quality), path, {"quality": quality}))
             file = stack.enter_context(open(path, "wb"))
-            recorders.append(Recorder(file, fps, threads=threads, **{**options, "quality": quality}))
+            recorders.append(Recorder(file, fps, num_frames=total, threads=threads, **{**options, "quality": quality}))
         for number, frame in enumerate(frames):
             for recorder in recorders:
                 recorder.add(frame, frames.name(number) if hasattr(frames, "name") else "")
@@ -233,14 +233,24 @@ def _recoded(
         else:
             asked += [(_quality_id(q), {"quality": q}) for q in sorted(set(qualities), reverse=True)]
         profile = options.get("profile") or ("motion" if codings == {MOTION} else "video")
+        # New scenes begin where the file has them (identities change there), and groups where it has them.
+        users = [sum(entry.scene == k for entry in scene.groups) for k in {entry.scene for entry in scene.groups}]
+        settings = {"group": max(entry.num_frames for entry in scene.groups), "keep": max(users), "profile": profile}
         found, recorders = [], []
         for name, how in asked:
             path = os.path.join(work, f"{name}.splc")
             found.append(_Source(name, path, how))
-            settings = {**options, "profile": profile, "group": 256, "keep": 1 << 30, **how}
             file = stack.enter_context(open(path, "wb"))
+            facts = dict(scene.metadata)
             recorders.append(
-                Recorder(file, scene.sequence.rate, metadata=dict(scene.metadata), threads=threads, **settings)
+                Recorder(
+                    file,
+                    scene.sequence.rate,
+                    metadata=facts,
+                    num_frames=scene.num_frames,
+                    threads=threads,
+                    **{**options, **settings, **how},
+                )
             )
         for number, frame in enumerate(scene.identified_frames()):
             for recorder in recorders:
