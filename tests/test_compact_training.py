@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,23 +15,38 @@ torch = pytest.importorskip("torch")
 from test_training import assert_same_scene, blob_scene, ring, write_blender  # noqa: E402
 
 from splatcodec import api  # noqa: E402
-from splatcodec.errors import ParameterError, SplatCodecError  # noqa: E402
+from splatcodec.cli.main import main  # noqa: E402
+from splatcodec.errors import ParameterError, SplatCodecError, UnknownIdError  # noqa: E402
+from splatcodec.gaussians import Gaussians  # noqa: E402
+from splatcodec.metrics.psnr import covered_psnr_db  # noqa: E402
+from splatcodec.preprocess.significance import global_significance  # noqa: E402
+from splatcodec.render.camera import evaluation_cameras  # noqa: E402
+from splatcodec.render.cpu import render  # noqa: E402
 from splatcodec.stages.neural_color import ColourField, GridShape  # noqa: E402
 from splatcodec.training.colour_field import TrainedField, grid_for  # noqa: E402
 from splatcodec.training.datasets import read_dataset  # noqa: E402
 from splatcodec.training.distillation import SceneTeacher, pseudo_view, truncate  # noqa: E402
+from splatcodec.training.from_scene import compress_by_method, dataset_of_scene  # noqa: E402
+from splatcodec.training.methods import lightgaussian  # noqa: E402
 from splatcodec.training.residual_vq import ResidualQuantizer  # noqa: E402
 from splatcodec.training.settings import TrainSettings  # noqa: E402
 from splatcodec.training.shared import SharedParameters  # noqa: E402
 from splatcodec.training.splats import RAW, splats_from_gaussians  # noqa: E402
 from splatcodec.training.trainer import Trainer  # noqa: E402
 
+ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("compact3dgs", "lightgaussian")
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     return read_dataset(write_blender(tmp_path_factory.mktemp("set"), blob_scene(), ring(8, 24), ring(2, 24)))
+
+
+@pytest.fixture
+def small_codebooks(monkeypatch):
+    """LightGaussian's codebook even for few Gaussians."""
+    monkeypatch.setattr(lightgaussian, "_LEAST_CODEBOOK_ROWS", 1)
 
 
 def trainer_of(dataset, checkpoint=None, resume=False, progress=None, **changes):
@@ -146,7 +166,7 @@ def test_pseudo_views_and_truncation():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_run_ends_in_a_file_that_is_the_scene(dataset, method):
+def test_a_run_ends_in_a_file_that_is_the_scene(dataset, method, small_codebooks):
     trainer = trainer_of(dataset, method=method, iterations=120, sh_degree=3, mask_weight=2e-3)
     result = trainer.run()
     payload = trainer.method.compressed(result.gaussians)
@@ -170,8 +190,8 @@ def test_a_run_ends_in_a_file_that_is_the_scene(dataset, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stop", [57])  # codebooks are in use by then
-def test_an_interrupted_run_ends_like_an_uninterrupted_one(dataset, tmp_path, method, stop):
+@pytest.mark.parametrize("stop", [58])  # codebooks are in use by then
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(dataset, tmp_path, method, stop, small_codebooks):
     settings = {"method": method, "sh_degree": 3}
     whole_run = trainer_of(dataset, **settings)
     whole = whole_run.run()
@@ -209,3 +229,94 @@ def test_tiny_scenes_and_runs(dataset, method, budget, sh_degree, iterations):
 def test_a_mask_that_removes_everything_is_an_error(dataset):
     with pytest.raises(SplatCodecError, match="removed every Gaussian"):
         trainer_of(dataset, method="compact3dgs", mask_weight=1e6, iterations=600, max_gaussians=50).run()
+
+
+def test_the_example_of_the_docs_runs(capsys):
+    text = (ROOT / "docs" / "training.md").read_text()
+    (code,) = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "ResidualQuantizer" in block]
+    exec(compile(code, "docs/training.md", "exec"), {})
+    assert "1000 Gaussians stay" in capsys.readouterr().out
+
+
+# --- finished scenes ---
+
+
+def ball(count=400, sh_degree=2, seed=0):
+    """Overlapping Gaussians on a sphere, coloured by place."""
+    rng = np.random.default_rng(seed)
+    means = rng.normal(size=(count, 3))
+    means /= np.linalg.norm(means, axis=1, keepdims=True)
+    return Gaussians(
+        means=means,
+        quats=rng.normal(size=(count, 4)),
+        scales=np.log(0.12) + 0.4 * rng.normal(size=(count, 3)),
+        opacities=rng.normal(size=count) + 1.0,
+        sh0=np.sin(3 * means)[:, None, :],
+        shN=0.02 * rng.normal(size=(count, (sh_degree + 1) ** 2 - 1, 3)),
+        metadata={"up": [0.0, 0.0, 1.0], "background": [1.0, 1.0, 1.0]},
+    )
+
+
+def test_a_finished_scene_is_pruned_and_recovers(tmp_path):
+    scene = ball()
+    cameras = evaluation_cameras(scene, num_views=6, size_px=64)
+
+    def quality(other):
+        return float(np.mean([covered_psnr_db(render(scene, c), render(other, c)) for c in cameras]))
+
+    report = api.CompressReport()
+    found = {}
+    for iterations in (1, 120):
+        payload = compress_by_method(
+            scene, "lightgaussian", iterations=iterations, views=24, size_px=64, threads=1, report=report,
+            settings={"prune": 0.3},
+        )  # fmt: skip
+        found[iterations] = api.decompress(payload)
+    assert report.size_bytes == len(payload)
+    assert report.num_coded == len(found[120]) == 280
+    assert any("pruned by significance" in note for note in report.notes)
+    assert found[120].metadata["background"] == [1.0, 1.0, 1.0]
+    keep = np.argsort(
+        -global_significance(scene, [view.camera for view in dataset_of_scene(scene, views=24, size_px=64).train])
+    )
+    pruned = scene.selected(np.sort(keep[:280]))
+    assert quality(found[120]) > quality(found[1]) + 0.5
+    assert quality(found[1]) > quality(pruned) - 1.0  # what coding costs
+    # Methods that leave the file to the encoder take its options.
+    payload = compress_by_method(scene, "masked", iterations=2, views=3, size_px=32, threads=1, quality=30, effort=1)
+    assert len(api.decompress(payload)) > 0
+
+
+def test_finished_scenes_that_cannot_be_learned_from():
+    with pytest.raises(ParameterError, match="no Gaussians"):
+        compress_by_method(Gaussians.empty(1))
+    with pytest.raises(ParameterError, match="itself"):
+        compress_by_method(ball(5), "lightgaussian", quality=50)
+    with pytest.raises(UnknownIdError, match="lightgaussian"):
+        compress_by_method(ball(5), "lightgausian")
+    one = compress_by_method(ball(1, 0), "lightgaussian", iterations=3, views=2, size_px=32, threads=1)
+    assert len(api.decompress(one)) == 1
+
+
+def test_compress_by_method_from_the_command_line(tmp_path, capsys):
+    path, out = tmp_path / "ball.ply", tmp_path / "small.splc"
+    api.write(ball(60, 1), path)
+    command = ["compress", str(path), str(out), "--method", "lightgaussian"]
+    done = subprocess.run(
+        [sys.executable, "-m", "splatcodec", *command, "--iterations", "4", "--threads", "1"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "pruned by significance" in done.stdout + done.stderr
+    assert len(api.read(out)) == 42
+    for options in (
+        [*command, "--overwrite", "--quality", "50"],
+        [*command, "--overwrite", "--lossless"],
+        [*command, "--overwrite", "--compact"],
+        command,  # the file exists
+        [*command[:3], "--iterations", "4", "--overwrite"],
+        [*command[:3], "--method", "none", "--overwrite"],
+    ):
+        assert main(options) == 2, options
+        assert capsys.readouterr().err.strip()
+    assert len(api.read(out)) == 42

@@ -56,7 +56,17 @@ def add_compress_options(parser: argparse.ArgumentParser) -> None:
 
 
 _MOVING_ONLY = ("fps", "group", "keep", "profile", "target_bitrate", "count", "append")
-_STILL_ONLY = ("lossless", "reorder", "target_size", "drop_unseen", "levels", "refine", "compact")
+_STILL_ONLY = (
+    "lossless",
+    "reorder",
+    "target_size",
+    "drop_unseen",
+    "levels",
+    "refine",
+    "compact",
+    "method",
+    "iterations",
+)
 
 
 def is_moving_input(args: argparse.Namespace) -> bool:

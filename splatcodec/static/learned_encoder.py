@@ -39,6 +39,7 @@ _TRIALS, _TOLERANCE_DB, _DB_PER_OCTAVE = 4, 0.3, -5.5
 _MOST_CLASSES = 6
 _OPACITY_STEP = 6
 _BOX_SIGMAS = 3.0
+_NOTHING = 1e-3  # coefficients that are no Gaussian's own
 
 
 def encode_learned(
@@ -116,7 +117,10 @@ def _neutral(scene: Gaussians, parts: LearnedParts) -> Gaussians:
                 changed[name] = getattr(scene, name).copy()
                 changed[name][rows] = 0.0
     if parts.field is not None:
-        changed |= {"sh0": np.zeros_like(scene.sh0), "shN": np.zeros_like(scene.shN)}
+        found = parts.field.colours(scene.means)
+        for name, own in (("sh0", scene.sh0 - found[:, :1]), ("shN", scene.shN - found[:, 1:])):
+            # The field is evaluated in another precision where scenes are trained.
+            changed[name] = (own if np.abs(own).max(initial=0.0) > _NOTHING else np.zeros_like(own)).astype(np.float32)
     return scene.replaced(extras={}, **changed)
 
 
@@ -126,7 +130,8 @@ def _by_size(plan: Plan, scene: Gaussians, base: Gaussians) -> Plan:
     least = float(np.quantile(octaves, 0.02)) if len(octaves) else 0.0
     classes = plan.classes.copy()
     classes[:, 0] = np.clip(np.floor(octaves - least), 0, _MOST_CLASSES)
-    classes[:, 1] = 0
+    if not base.sh0.any() and not base.shN.any():
+        classes[:, 1] = 0
     size = float(np.log2(np.e) * base.scales[0, 0]) if len(scene) else 0.0
     steps = replace(
         plan.steps,

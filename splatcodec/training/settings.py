@@ -29,6 +29,7 @@ class TrainSettings:
         sh_warm_up: share of the run over which the bands come in.
         mask_weight: of the mask's loss, for the methods that learn one.
         lmbda: what a bit costs, in loss times pixels of a picture, for the methods that know the rate.
+        own_colours: with a colour field, every Gaussian has a base colour of its own beside the field's.
         prune: share of the Gaussians that goes at once, for methods that prune.
         smoothness: of the neighbour loss, for the methods that keep a grid.
         shape: learn GES's shape beside the scale.
@@ -39,6 +40,7 @@ class TrainSettings:
         means_rate, means_rate_end: learning rates of positions at the start and the end, times the scene's extent.
         scales_rate, quats_rate, opacities_rate, sh0_rate, shN_rate: the other learning rates. All are those of a run of
             30,000 steps over large pictures; `schedules.pace` fits them to others.
+        rates_end: of the other learning rates so much is left at the end of the run, by an exponential fall.
         backend: of the rasterizer.
         threads: of the CPU; None: all cores. No result depends on it.
 
@@ -56,7 +58,8 @@ class TrainSettings:
     sh_warm_up: float = 0.3
     mask_weight: float = 5e-4
     lmbda: float = 3e-4
-    prune: float = 0.5
+    own_colours: bool = True
+    prune: float = 0.3
     smoothness: float = 1.0
     shape: bool = False
     antialiased: bool = False
@@ -70,6 +73,7 @@ class TrainSettings:
     opacities_rate: float = 0.05
     sh0_rate: float = 0.0025
     shN_rate: float = 0.00025
+    rates_end: float = 1.0
     backend: str = "auto"
     threads: int | None = None
 
@@ -85,6 +89,7 @@ class TrainSettings:
             "lmbda": 0 < self.lmbda < math.inf,
             "prune": 0 <= self.prune < 1,
             "smoothness": 0 <= self.smoothness < math.inf,
+            "rates_end": 0 < self.rates_end <= 1,
             "dssim_weight": 0 <= self.dssim_weight <= 1,
             "coarse": self.coarse in (1, 2, 4, 8, 16),
             "coarse_until": 0 <= self.coarse_until <= 1,

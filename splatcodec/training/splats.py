@@ -51,6 +51,12 @@ class Splats:
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.params[name]
 
+    def to(self, device: torch.device) -> Splats:
+        """These, if they are there, else new ones there, which the optimizer has not seen yet."""
+        if self.device == device:
+            return self
+        return Splats({name: value.detach().to(device) for name, value in self.params.items()})
+
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""

@@ -203,9 +203,9 @@ class Trainer:
         if resume:
             self._restore()
         else:
-            self.splats = start or start_splats(
-                dataset, settings.sh_degree, self.device, self.max_gaussians, settings.seed
-            )
+            if start is None:
+                start = start_splats(dataset, settings.sh_degree, self.device, self.max_gaussians, settings.seed)
+            self.splats = start.to(self.device)
             self.splats = self.method.prepare(self.splats)
             self.start_count = len(self.splats)
         context = DensifyContext(
@@ -429,13 +429,14 @@ class Trainer:
         settings, camera = self.settings, self.dataset.train[0].camera
         faster = pace(settings.max_iterations or DEFAULT_ITERATIONS)
         far = stride(max(camera.width, camera.height)) * math.sqrt(faster) * self.dataset.extent
+        left = exponential(1.0, settings.rates_end, share)
         return {
             "means": exponential(settings.means_rate, settings.means_rate_end, share) * far,
-            "log_scales": settings.scales_rate * faster,
-            "quats": settings.quats_rate * faster,
-            "opacity_logits": settings.opacities_rate,
-            "sh0": settings.sh0_rate * faster,
-            "shN": settings.shN_rate * faster,
+            "log_scales": settings.scales_rate * faster * left,
+            "quats": settings.quats_rate * faster * left,
+            "opacity_logits": settings.opacities_rate * left,
+            "sh0": settings.sh0_rate * faster * left,
+            "shN": settings.shN_rate * faster * left,
             **self.method.rates(share),
         }
 

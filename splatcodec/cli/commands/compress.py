@@ -9,6 +9,7 @@ examples:
   splatcodec compress scene.ply scene.splc --target-size 5M
   splatcodec compress scene.ply scene.splc --lossless
   splatcodec compress scene.ply scene.splc --refine 400
+  splatcodec compress scene.ply scene.splc --method lightgaussian
   splatcodec compress frames/ moving.splc --fps 30
   splatcodec compress scene.ply part.splc --crop-box -1,-1,-1,1,1,1 --sh-degree 1
 """
@@ -22,7 +23,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from .. import moving
-from ..arguments import add_json, add_overwrite, add_threads, human_bytes, size_bytes
+from ..arguments import add_json, add_overwrite, add_threads, human_bytes, positive_int, size_bytes
 from ..console import Console
 from ..edit_options import add_edit_options, apply_edits, has_edits, read_scene
 from ..exit_codes import ExitCode
@@ -79,6 +80,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with fewer Gaussians, fitted to the original's pictures (600 steps, or those of --refine): what is"
         " dropped shows up to C times what is dropped without (default 4)",
     )
+    parser.add_argument(
+        "--method",
+        metavar="NAME",
+        help="compress by a training method that learns from the scene's own pictures: lightgaussian, compact3dgs ...",
+    )
+    parser.add_argument(
+        "--iterations", type=positive_int, metavar="N", help="steps of --method (600), one picture each"
+    )
     parser.add_argument("--drop-extras", action="store_true", help="leave out side arrays (normals, labels ...)")
     moving.add_compress_options(parser)
     add_edit_options(parser)
@@ -98,6 +107,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if moving.is_moving_input(args):
         return moving.compress(args, console)
     refinement = _refinement(args, console)
+    _check_method(args)
     source: Any = args.input
     edits: list[dict[str, Any]] = []
     if has_edits(args):
@@ -106,20 +116,23 @@ def run(args: argparse.Namespace, console: Console) -> int:
         source, edits = apply_edits(read_scene(args.input, args, console), args, console, threads=args.threads)
     if args.scheduler and args.lossless:
         raise ParameterError("--scheduler is for lossy files", field="--scheduler")
-    cluster = api.on_cluster(args.scheduler) if args.scheduler else contextlib.nullcontext()
-    with cluster:
-        report = api.compress_file(
-            source,
-            args.output,
-            overwrite=args.overwrite,
-            lossless=args.lossless,
-            reorder=args.reorder,
-            extras=not args.drop_extras,
-            threads=args.threads,
-            progress=console.progress,
-            refinement=refinement,
-            **_lossy_options(args),
-        )
+    if args.method:
+        report = _by_method(source, args, console)
+    else:
+        cluster = api.on_cluster(args.scheduler) if args.scheduler else contextlib.nullcontext()
+        with cluster:
+            report = api.compress_file(
+                source,
+                args.output,
+                overwrite=args.overwrite,
+                lossless=args.lossless,
+                reorder=args.reorder,
+                extras=not args.drop_extras,
+                threads=args.threads,
+                progress=console.progress,
+                refinement=refinement,
+                **_lossy_options(args),
+            )
     if args.lossless and has_edits(args):
         report.notes.append("the edited scene is kept exactly, not the file it was made from")
     for stage, seconds in report.seconds.items():
@@ -147,6 +160,45 @@ def _refinement(args: argparse.Namespace, console: Console) -> Any:
         raise BackendUnavailableError("refinement needs torch", hint="pip install 'splatcodec[train]'") from None
     steps = args.refine if args.refine is not None else _COMPACT_STEPS
     return Refiner(RefineOptions(steps, args.compact or 0.0), console.progress)
+
+
+def _check_method(args: argparse.Namespace) -> None:
+    """What --method excludes is said before the scene is read."""
+    from ...errors import BackendUnavailableError, ParameterError
+
+    if args.iterations is not None and not args.method:
+        raise ParameterError("--iterations are those of --method")
+    if not args.method:
+        return
+    for name in ("lossless", "refine", "compact", "scheduler"):
+        if getattr(args, name) not in (None, False):
+            raise ParameterError(f"--{name} and --method exclude each other")
+    try:
+        from ...training.methods import method_named
+    except ImportError:
+        raise BackendUnavailableError("training methods need torch", hint="pip install 'splatcodec[train]'") from None
+    if method_named(args.method).makes_file and _lossy_options(args):
+        option = next(iter(_lossy_options(args))).replace("_", "-")
+        raise ParameterError(f"--method {args.method} decides the quality of the file itself: no --{option}")
+    if not args.overwrite and os.path.lexists(args.output):
+        raise ParameterError("the file exists", file=args.output, hint="--overwrite replaces it")
+
+
+def _by_method(source: Any, args: argparse.Namespace, console: Console) -> CompressReport:
+    """Train a small scene from the pictures of `source`, and write it."""
+    from ... import api
+    from ...files import atomic_write
+    from ...training.from_scene import compress_by_method
+
+    report = api.CompressReport()
+    steps = {} if args.iterations is None else {"iterations": args.iterations}
+    payload = compress_by_method(
+        source, args.method, threads=args.threads, progress=console.progress, report=report, **steps,
+        **_lossy_options(args),
+    )  # fmt: skip
+    with atomic_write(args.output, args.overwrite) as file:
+        file.write(payload)
+    return report
 
 
 def _lossy_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -79,10 +79,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lmbda", type=float, metavar="L", help="what a bit costs --method rd: larger is smaller and worse (0.0003)"
     )
     parser.add_argument(
+        "--own-colours",
+        action=argparse.BooleanOptionalAction,
+        help="--method compact3dgs: a base colour for every Gaussian beside the field's (default: do)",
+    )
+    parser.add_argument(
         "--prune",
         type=float,
         metavar="SHARE",
-        help="how many Gaussians --method lightgaussian drops, 0 to 1 (0.5)",
+        help="how many Gaussians --method lightgaussian drops, 0 to 1 (0.3)",
     )
     parser.add_argument(
         "--smoothness", type=float, metavar="W", help="how much neighbours in the grid of --method selforg count (1)"

@@ -27,19 +27,23 @@ from .base import Method
 
 __all__ = ["METHOD"]
 
-# Where the steps begin: of what is left of the run after densification.
-_PRUNE_AT, _DISTIL_AT, _CODEBOOK_AT = 0.02, 0.4, 0.8
-_AFTER_DENSIFICATION = 0.6
+# Where the steps begin: shares of a run that starts from a finished scene, and of one that makes it first, whose
+# Gaussians have to have settled before they are judged.
+_OF_FINISHED = (0.0, 0.5, 0.8)
+_OF_NEW = (0.7, 0.9, 0.95)
 _SH_DEGREE = 2
 _PSEUDO_SIGMA = 0.02  # of the cameras' extent
-_PSEUDO_OF_THREE = 2
+# Of three pictures so many are the teacher's, where it is a finished scene, and where it is as new as its student.
+_PSEUDO_OF_FINISHED, _PSEUDO_OF_NEW = 2, 1
 _CODEBOOK_SHARE = 0.6  # of the Gaussians, the least significant
-_ROWS_AN_ENTRY = 16
+_ROWS_AN_ENTRY = 8
+# In smaller scenes no two colours are alike enough: entries would cost what they save.
+_LEAST_CODEBOOK_ROWS = 1024
 _STEP = 1 / 128
 _TEACHER = "teacher "
 _MOST_SIGNIFICANCE_VIEWS = 100
 #: Covered PSNR that what is not in the codebook is coded to.
-_CODED_PSNR_DB = 42.0
+_CODED_PSNR_DB = 44.0
 
 
 class LightGaussian(Method):
@@ -57,9 +61,8 @@ class LightGaussian(Method):
 
     def _stage(self, progress: float) -> int:
         """How many of the three steps are due."""
-        first = 0.0 if self.settings.strategy == "none" else _AFTER_DENSIFICATION
-        share = (progress - first) / (1.0 - first)
-        return sum(share >= at for at in (_PRUNE_AT, _DISTIL_AT, _CODEBOOK_AT))
+        shares = _OF_FINISHED if self.settings.strategy == "none" else _OF_NEW
+        return sum(progress >= at for at in shares)
 
     def _significance(self, splats: Splats) -> npt.NDArray[np.float64]:
         assert self.dataset is not None
@@ -73,11 +76,11 @@ class LightGaussian(Method):
         return {name: rate for name, rate in rates.items() if name in self.shared}
 
     def example(self, camera: Camera, target: torch.Tensor, progress: float) -> tuple[Camera, torch.Tensor]:
-        """While harmonics are distilled two of three pictures are the teacher's, of cameras near the photographs'."""
+        """Once harmonics are distilled some pictures are the teacher's, of cameras near the photographs'."""
         if self.teacher is None or self.done < 2:
             return camera, target
         self.count += 1
-        if self.count % 3 >= _PSEUDO_OF_THREE:
+        if self.count % 3 >= (_PSEUDO_OF_FINISHED if self.settings.strategy == "none" else _PSEUDO_OF_NEW):
             return camera, target
         assert self.dataset is not None
         random = np.random.default_rng([0x505356, self.settings.seed, self.count])
@@ -129,6 +132,7 @@ class LightGaussian(Method):
     def _make_codebook(self, splats: Splats) -> None:
         significance = self._significance(splats)
         count = round(_CODEBOOK_SHARE * len(splats))
+        count = count if count >= _LEAST_CODEBOOK_ROWS else 0
         rows = np.argsort(significance, kind="stable")[:count]
         labels = splats.add_stats("codebook label")
         labels.zero_()
