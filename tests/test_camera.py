@@ -9,6 +9,7 @@ from splatcodec.gaussians import Gaussians
 from splatcodec.render.camera import (
     DEFAULT_UP,
     Camera,
+    check_cameras,
     encoder_cameras,
     evaluation_cameras,
     look_at,
@@ -152,7 +153,7 @@ def test_blots_are_replaced_by_views_from_further_away():
     assert min(near_distances(coarse)) > 0.55
 
 
-@pytest.mark.parametrize("make", [evaluation_cameras, encoder_cameras])
+@pytest.mark.parametrize("make", [evaluation_cameras, encoder_cameras, check_cameras])
 def test_cameras_are_deterministic_and_depend_on_the_seed(make):
     scene = ball()
     extent = scene_extent(scene)
@@ -174,6 +175,7 @@ def test_the_encoder_never_sees_an_evaluation_view(scene):
         judged = np.array([pose(c, extent) for c in evaluation_cameras(scene, size_px=32, seed=seed)])
         for encoder_seed in range(4):
             cameras = encoder_cameras(scene, num_views=48, size_px=32, seed=encoder_seed)
+            cameras += check_cameras(scene, num_views=24, size_px=32, seed=encoder_seed)
             own = np.array([pose(c, extent) for c in cameras])
             assert np.abs(judged[:, None] - own[None]).max(axis=2).min() > 1e-4
 

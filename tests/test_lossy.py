@@ -21,7 +21,7 @@ from splatcodec.errors import FormatError, ParameterError
 from splatcodec.gaussians import Gaussians
 from splatcodec.metrics.compare import compare
 from splatcodec.preprocess.plan import LossyOptions, Plan, Steps, Tuning, make_plan
-from splatcodec.preprocess.view_weights import ViewWeights, direction_grams
+from splatcodec.preprocess.view_weights import ViewWeights, balanced, direction_grams
 from splatcodec.render.camera import encoder_cameras
 from splatcodec.render.color_operator import view_directions
 from splatcodec.render.contribution import contributions
@@ -438,3 +438,39 @@ def test_unseen_gaussians_are_kept_unless_asked_otherwise() -> None:
 
     assert inside() == 5
     assert inside(drop_unseen=True) == 0
+
+
+def test_balancing_makes_what_only_bad_views_show_finer(scene: Gaussians) -> None:
+    cameras = encoder_cameras(scene, num_views=12, size_px=64)
+    seen = ViewWeights(cameras, len(scene))
+    measured = contributions(scene, cameras, equalize=True, on_view=seen.add)
+    assert balanced(measured, seen, 0.0) == (measured, seen)
+    weights = np.where(seen.codes > 0, 2.0 ** ((seen.codes.astype(float) - 128) / 8), 0.0)
+    total = weights.sum(0)
+    errors = (weights[:, total > 0] / total[total > 0]).sum(1)
+    sums, views = balanced(measured, seen, 1.0)
+    assert np.array_equal(views.codes > 0, seen.codes > 0)
+    factors = sums.s_cov[measured.s_cov > 0] / measured.s_cov[measured.s_cov > 0]
+    assert factors.min() < 1 < factors.max()
+    # A Gaussian counts by the errors of the views that show it, each within a code of an eighth of an octave.
+    expected = (weights * errors[:, None]).sum(0)[total > 0] / total[total > 0] / errors.mean()
+    found = sums.sum_weight2[total > 0] / measured.sum_weight2[total > 0]
+    assert np.allclose(found, expected, rtol=0.1)
+    shifts = [np.median(other[row > 0].astype(int) - row[row > 0]) for row, other in zip(seen.codes, views.codes)]
+    assert np.abs(shifts - 8 * np.log2(errors / errors.mean())).max() <= 0.51
+    few, _ = balanced(measured, seen, 1.0, 2.0)
+    concentrated = (weights > 0).sum(0) == 1
+    if concentrated.any():  # what one view shows gains most by the norm
+        gain = few.sum_weight2[total > 0] / sums.sum_weight2[total > 0]
+        assert gain[concentrated[total > 0]].min() >= gain.max() * 0.999
+
+
+def test_pruning_slows_down_as_weight_is_gone(scene: Gaussians) -> None:
+    cameras = encoder_cameras(scene, num_views=12, size_px=64)
+    measured = contributions(scene, cameras, equalize=True)
+    kept, careful = (
+        len(make_plan(scene, measured, 2.0, LossyOptions(), Tuning(prune_weight=weight)).kept) for weight in (1e9, 0.05)
+    )
+    assert kept < careful <= len(scene)
+    fine = [make_plan(scene, measured, 0.01, LossyOptions(), Tuning(prune_weight=w)).kept for w in (1e9, 0.05)]
+    assert abs(len(fine[0]) - len(fine[1])) <= 0.02 * len(scene)

@@ -103,7 +103,9 @@ class Tuning:
         geometry, color, sh: multiples of K for the attribute groups.
         prune: removal error at which a Gaussian is dropped, over the error its bits would buy elsewhere; below 1
             because removal errors of neighbours do not simply add.
-        bits_kept: bits a kept Gaussian costs, for pruning.
+        prune_weight: share of all blending weight at whose removal `prune` is halved: the more is gone around a
+            Gaussian, the more its own removal costs.
+        bits_kept, bits_sh: bits a kept Gaussian costs, for pruning: without SH, and for each SH coefficient.
         blur_px: blur in pixels of the finest view.
         direction_ridge: how much directions that no view saw count in SH error feedback, as a share of a seen one's.
         weight_exponent: how class follows sensitivity (1/2 is equal slope).
@@ -119,7 +121,9 @@ class Tuning:
     color: float = 1.0
     sh: float = 1.2
     prune: float = 0.1
+    prune_weight: float = 0.1
     bits_kept: float = 60.0
+    bits_sh: float = 0.67
     blur_px: float = 0.5
     weight_exponent: float = 0.5
     direction_ridge: float = 0.4
@@ -186,7 +190,8 @@ def make_plan(
     kept = np.ones(n, bool)
     if options.prune:
         price = 2 * np.log(2) / 12 * slope**2
-        kept = removal > tuning.prune * price * tuning.bits_kept
+        bits = tuning.bits_kept + tuning.bits_sh * gaussians.shN[0].size if n else 0.0
+        kept[_removable(removal, c.sum_weight, tuning.prune * price * bits, tuning.prune_weight)] = False
         if not options.drop_unseen:
             # What is fainter than a renderer's threshold shows from nowhere.
             kept |= ~seen & (gaussians.alphas() >= ALPHA_MIN)
@@ -209,6 +214,14 @@ def make_plan(
     finer = _THUMBNAIL_FINER[gaussians.sh_degree > 0]
     coarse = max(top - finer[0], 0), max(_top_class(tuning.color_top, color_base) - finer[1], 0)
     return Plan(rows, classes, steps, color, view_weights, tuning.direction_ridge, thumbnail_classes=coarse)
+
+
+def _removable(removal: Floats, weight: Floats, limit: float, half_at: float) -> npt.NDArray[np.int64]:
+    """Rows whose removal error is below `limit`, which falls with the blending weight that is gone by then."""
+    order = np.argsort(removal, kind="stable")
+    gone = np.cumsum(weight[order]) / max(float(weight.sum()), 1e-30)
+    # Errors rise and the limit falls along the order, so the rows below it come first.
+    return order[: np.count_nonzero(removal[order] <= limit / (1.0 + (gone / half_at) ** 2))]
 
 
 def _top_class(largest: float, base: float) -> int:

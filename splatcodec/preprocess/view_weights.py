@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 from numba import njit
 
 from ..render.camera import Camera
+from ..render.contribution import Contributions
 from ..render.sh import sh_basis_at
 
-__all__ = ["ViewWeights", "direction_grams"]
+__all__ = ["ViewWeights", "balanced", "direction_grams"]
 
 _OCTAVE = 8  # codes per factor of two of a weight
 _ONE = 128  # code of weight 1
+_MOST_SHIFT = 5 * _OCTAVE  # of a view's weight
 
 
 class ViewWeights:
@@ -37,6 +40,80 @@ class ViewWeights:
         seen = weights > 0
         codes = np.rint(np.log2(weights[seen]) * _OCTAVE) + _ONE
         self.codes[view, ids[seen]] = np.clip(codes, 1, 255).astype(np.uint8)
+
+
+def balanced(
+    measured: Contributions, seen: ViewWeights, power: float, norm: float = 1.0
+) -> tuple[Contributions, ViewWeights]:
+    """Sums in which views count the more, the worse they are expected to look.
+
+    With one slope for all Gaussians a view's error is proportional to the sum of s_iv / S_i over its Gaussians: what
+    few views show is coarse, and views of much of it are bad. Counting view v by the `power` of that sum costs bytes at
+    the same mean over views, and lifts the worst.
+
+    Args:
+        measured: sums over the views of `seen`, all alike.
+        power: 0 leaves everything as it is.
+        norm: of a Gaussian's sensitivities over the views; above 1, what is seen in few of them counts more.
+
+    Returns:
+        The weighted sums (`sum_weight`, `max_weight`, `hits` and `pixel_size` stay) and view weights.
+    """
+    if power == 0 or not len(seen.codes):
+        return measured, seen
+    table = 2.0 ** ((np.arange(256) - _ONE) / _OCTAVE)
+    table[0] = 0.0
+    errors = _view_errors(seen.codes, table)
+    mean = errors.mean()
+    if not mean > 0:
+        return measured, seen
+    shifts = np.rint(_OCTAVE * power * np.log2(np.maximum(errors / mean, 1e-9)))
+    shifts = np.clip(shifts, -_MOST_SHIFT, _MOST_SHIFT).astype(np.int64)
+    factors = _weighted_share(seen.codes, table, 2.0 ** (shifts / _OCTAVE), norm)
+    factors /= np.mean(2.0 ** (shifts / _OCTAVE))
+    other = ViewWeights((), 0)
+    other.centers = seen.centers
+    moved = np.clip(seen.codes.astype(np.int16) + shifts[:, None].astype(np.int16), 1, 255)
+    other.codes = np.where(seen.codes > 0, moved, 0).astype(np.uint8)
+    return replace(
+        measured,
+        sum_weight2=measured.sum_weight2 * factors,
+        s_logalpha=measured.s_logalpha * factors,
+        s_position=measured.s_position * factors,
+        s_cov=measured.s_cov * factors,
+    ), other
+
+
+@njit(cache=True, nogil=True)
+def _view_errors(codes, table):  # type: ignore[no-untyped-def]
+    """(V,) float64: of each view the sum over Gaussians of their weight in it over their weight in all views."""
+    errors = np.zeros(len(codes))
+    for i in range(codes.shape[1]):
+        total = 0.0
+        for view in range(len(codes)):
+            total += table[codes[view, i]]
+        if total > 0.0:
+            for view in range(len(codes)):
+                errors[view] += table[codes[view, i]] / total
+    return errors
+
+
+@njit(cache=True, nogil=True)
+def _weighted_share(codes, table, views, norm):  # type: ignore[no-untyped-def]
+    """(N,) float64: what a Gaussian's weight becomes when views count by `views` (V,), as a share; 1 if unseen."""
+    shares = np.ones(codes.shape[1])
+    for i in range(codes.shape[1]):
+        total = weighted = 0.0
+        for view in range(len(codes)):
+            weight = table[codes[view, i]]
+            total += weight
+            weight *= views[view]
+            weighted += weight if norm == 1.0 else weight**norm
+        if norm != 1.0:
+            weighted = len(codes) * (weighted / len(codes)) ** (1.0 / norm)
+        if total > 0.0:
+            shares[i] = weighted / total
+    return shares
 
 
 @njit(cache=True, nogil=True)

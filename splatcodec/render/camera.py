@@ -20,6 +20,7 @@ __all__ = [
     "DEFAULT_UP",
     "Camera",
     "SceneExtent",
+    "check_cameras",
     "encoder_cameras",
     "evaluation_cameras",
     "look_at",
@@ -36,6 +37,7 @@ _SIN_25_DEG = 0.42261826174069944
 # Different first words of the seed keep the evaluation views and the encoder's own views apart.
 _EVALUATION_STREAM = 0x45564C
 _ENCODER_STREAM = 0x454E43
+_CHECK_STREAM = 0x43484B
 
 # The extent is estimated from at most this many Gaussians (every k-th), blots from fewer.
 _MAX_EXTENT_SAMPLE = 1 << 19
@@ -425,9 +427,30 @@ def evaluation_cameras(
     Raises:
         ParameterError: a negative count or seed, an empty picture or an `up` that is no direction.
     """
+    return _comparison_cameras(_EVALUATION_STREAM, gaussians, num_views, size_px, seed, up)
+
+
+def check_cameras(
+    gaussians: Gaussians,
+    *,
+    num_views: int = 12,
+    size_px: int = 512,
+    seed: int = 0,
+    up: npt.ArrayLike | None = None,
+) -> list[Camera]:
+    """Views that an encoder judges its own trials by: placed as `evaluation_cameras`, and never one of them.
+
+    Args and errors are those of `evaluation_cameras`; the random numbers are others for every seed.
+    """
+    return _comparison_cameras(_CHECK_STREAM, gaussians, num_views, size_px, seed, up)
+
+
+def _comparison_cameras(
+    stream: int, gaussians: Gaussians, num_views: int, size_px: int, seed: int, up: npt.ArrayLike | None
+) -> list[Camera]:
     if num_views < 0:
         raise ParameterError(f"{num_views} views", field="num_views")
-    views = _ViewChooser(gaussians, _EVALUATION_STREAM, seed, size_px, up)
+    views = _ViewChooser(gaussians, stream, seed, size_px, up)
     num_near = num_outward = num_views // 4
     if not len(views.extent.outside):
         num_outward = 0
