@@ -118,9 +118,10 @@ def _expected(name: str, folder: Path) -> dict[str, Any]:
                 tile, shN = decoded[entry.level, entry.tile]
                 top = max(other.level for other in shown if other.tile == entry.tile)
                 if 0 < top < max(level for level, number in decoded if number == entry.tile):
-                    look = decoded[top, entry.tile][0]
-                    changed |= (look.grow, look.gain) != (0, 1024)
-                    tile = tile.as_prefix(look.grow, look.gain)
+                    last = decoded[top, entry.tile][0]
+                    look = last.own if entry.level else last.under
+                    changed |= look != (0, 1024)
+                    tile = tile.as_prefix(*look)
                 for key in ("means", "covariances", "alphas", "sh0"):
                     arrays.setdefault(key, []).append(getattr(tile, key))
                 arrays.setdefault("shN", []).append(shN)

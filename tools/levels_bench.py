@@ -117,13 +117,12 @@ def measure(name: str, num_views: int, size_px: int) -> dict[str, Any]:
 
 def prefix(container: Container, level: int, layer: int) -> Gaussians:
     """What is shown when level `level` is there with `layer` of its layers of SH components, and all before it."""
-    last, _ = decode_lossy(container, Selection(level=level, sh_layers=layer))
-    if level < 2:
-        return last
+    last, rows = decode_lossy(container, Selection(level=level, sh_layers=layer))
     full, _ = decode_lossy(container, Selection(level=level))
-    before, _ = decode_lossy(container, Selection(level=level - 1))
+    count = sum(e.count for e in container.of_type("TILE") if 0 < e.level < level)
+    before = (rows < count) & ((rows >= 0) | (level > 0))  # the thumbnail is among what came before
     shN = last.shN.copy()
-    shN[: len(before)] = full.shN[: len(before)]
+    shN[before] = full.shN[before]
     return last.replaced(shN=shN)
 
 

@@ -415,13 +415,13 @@ class Loader {
     const { value } = await open.parts.next();
     if (!value) return;
     const { index } = /** @type {{ index: number }} */ (this.owners.get(unit.entry));
-    const { records, sh, look, count } = value;
+    const { records, sh, look, under, count } = value;
     const packed = sh && paddedSh(/** @type {Uint32Array} */ (sh), count);
     const buffers = [records?.records.buffer, records?.boxes.buffer, packed?.buffer];
     const transfer = /** @type {ArrayBuffer[]} */ (buffers.filter((buffer) => buffer));
     const bytes = transfer.reduce((sum, { byteLength }) => sum + byteLength, 0);
     this.waiting += bytes;
-    this.post({ say: "part", index, look, records, sh: packed, bytes, received: this.received }, transfer);
+    this.post({ say: "part", index, look, under, records, sh: packed, bytes, received: this.received }, transfer);
   }
 
   /** @param {unknown} error */

@@ -2,13 +2,14 @@
 //
 //     loader (Worker) -> parts -> blocks in textures (renderer) and in the sorter (Worker) -> order -> renderer
 //
-// A tile is shown by its level 0 until level 1 is there, then by levels 1 to l, as many as are there without a gap. What
+// A tile is shown by levels 0 to l, as many as are there without a gap, and without level 0 once all are there. What
 // changes in a picture changes when the order that goes with it arrives, so that no frame shows half of a change.
 
 import { BLOCK } from "./renderer.js";
 
 /** @typedef {import("./camera.js").View} View */
 /** @typedef {import("./renderer.js").Renderer} Renderer */
+/** @typedef {import("./decoder/index.js").Look} Look */
 
 /**
  * What the loader says of a file that it has opened.
@@ -32,7 +33,8 @@ import { BLOCK } from "./renderer.js";
  * @property {number} tile
  * @property {number} count
  * @property {{ block: number, blocks: number }[]} runs where its blocks are; empty while it is not there
- * @property {{ grow: number, gain: number }} look of the tile if this is its highest level
+ * @property {Look} look of the tile if this is its highest level
+ * @property {Look | null} under the same of level 0 below; null if it is not shown any more
  * @property {"absent" | "asked" | "there"} state
  * @property {boolean} sh whether its SH coefficients are there
  * @property {boolean} shown
@@ -45,10 +47,12 @@ import { BLOCK } from "./renderer.js";
  * @property {Place} place
  * @property {{ records: Uint32Array, boxes: Float32Array } | null} records
  * @property {Uint32Array | null} sh texel by texel
- * @property {{ grow: number, gain: number }} look
+ * @property {Look} look
+ * @property {Look | null} under
  * @property {number} bytes
  */
 
+const NEUTRAL = Object.freeze({ grow: 0, gain: 1024 });
 /** Uploads of a frame end after so many bytes. */
 const UPLOAD_BYTES = 2 ** 21;
 /** Gaussians of the thumbnail that say where the scene is. */
@@ -142,7 +146,7 @@ export class Scene {
   opened(facts) {
     this.facts = facts;
     this.places = facts.parts.map(({ level, tile, count }, index) => ({
-      index, level, tile, count, runs: [], look: { grow: 0, gain: 1024 }, state: "absent", sh: false, shown: false, damaged: false,
+      index, level, tile, count, runs: [], look: NEUTRAL, under: NEUTRAL, state: "absent", sh: false, shown: false, damaged: false,
     }));
     for (const place of this.places) {
       const levels = this.tiles.get(place.tile) ?? [];
@@ -239,13 +243,13 @@ export class Scene {
     return radius / distance;
   }
 
-  /** @param {{ index: number, look: { grow: number, gain: number }, records: any, sh: Uint32Array | null, bytes: number, received: number }} part */
-  arrived({ index, look, records, sh, bytes, received }) {
+  /** @param {{ index: number, look: Look, under: Look | null, records: any, sh: Uint32Array | null, bytes: number, received: number }} part */
+  arrived({ index, look, under, records, sh, bytes, received }) {
     const place = this.places[index];
     this.received = received;
     if (place.state === "absent") return this.loader.postMessage({ ask: "ack", bytes });
     this.heldBytes += bytes;
-    this.uploads.push({ place, records, sh, look, bytes });
+    this.uploads.push({ place, records, sh, look, under, bytes });
     this.events.changed();
   }
 
@@ -261,7 +265,7 @@ export class Scene {
     let bytes = 0;
     this.peakBytes = Math.max(this.peakBytes, this.heldBytes + this.cpuBytes);
     while (this.uploads.length && bytes < UPLOAD_BYTES) {
-      const { place, records, sh, look, bytes: own } = this.uploads[0];
+      const { place, records, sh, look, under, bytes: own } = this.uploads[0];
       // Blocks that were given up are free when no order names them any more.
       if (records && place.state === "asked" && this.free < Math.ceil(place.count / BLOCK)) return true;
       this.uploads.shift();
@@ -270,7 +274,7 @@ export class Scene {
       this.loader.postMessage({ ask: "ack", bytes: own });
       if (place.state === "absent") continue;
       // What was given up and asked for again may come twice.
-      if (records && place.state === "asked") this.uploadRecords(place, records, look);
+      if (records && place.state === "asked") this.uploadRecords(place, records, look, under);
       if (sh && place.state === "there" && !place.sh) this.uploadSh(place, sh);
     }
     return this.uploads.length > 0;
@@ -289,12 +293,13 @@ export class Scene {
   /**
    * @param {Place} place
    * @param {{ records: Uint32Array, boxes: Float32Array }} records
-   * @param {{ grow: number, gain: number }} look
+   * @param {Look} look
+   * @param {Look | null} under
    */
-  uploadRecords(place, { records, boxes }, look) {
+  uploadRecords(place, { records, boxes }, look, under) {
     const { renderer } = this;
     place.runs = this.allocate(Math.ceil(place.count / BLOCK));
-    place.look = look;
+    Object.assign(place, { look, under });
     place.state = "there";
     if (place.level === 0 || !this.samples.length) this.sample(place, records, boxes);
     const blocks = [];
@@ -399,7 +404,7 @@ export class Scene {
     }
     for (const place of levels) {
       if (!place || place.state !== "there") continue;
-      const shown = top ? place.level >= 1 && place.level <= top : place.level === 0;
+      const shown = place.level ? place.level <= top : top === 0 || top < levels.length - 1;
       if (shown && !place.shown) {
         this.sorter.postMessage({ ask: "show", blocks: this.blocksOf(place), shown: true });
         place.shown = true;
@@ -417,8 +422,8 @@ export class Scene {
   applyLook(place) {
     const levels = this.tiles.get(place.tile) ?? [];
     let top = place;
-    for (const other of levels) if (other?.shown && other.level >= top.level && place.level) top = other;
-    const { grow, gain } = place.level ? top.look : { grow: 0, gain: 1024 };
+    for (const other of levels) if (other?.shown && other.level >= top.level) top = other;
+    const { grow, gain } = place.level ? top.look : (top.under ?? NEUTRAL);
     for (const { block, blocks } of place.runs) {
       this.renderer.setLook(block, blocks, grow / 1024, gain / 1024, place.sh);
     }

@@ -2,7 +2,7 @@
 
 Removal errors do not add, so the order is found by taking Gaussians away in rounds, the errors measured again after
 each. What is left of a scene then has holes; one factor on the standard deviations and one on the opacities of the
-whole prefix close them.
+whole prefix close them, and the thumbnail below it, with two factors of its own, stands for what is missing.
 """
 
 from __future__ import annotations
@@ -19,12 +19,26 @@ from ..render.contribution import Contributions, contributions
 from ..render.cpu import render
 from ..render.rendering import Rendering
 
-__all__ = ["best_look", "display_ranks", "level_shares", "scaled", "thumbnail_count"]
+__all__ = [
+    "UNDER_LOOK",
+    "best_look",
+    "best_prefix_looks",
+    "display_ranks",
+    "joined",
+    "level_shares",
+    "scaled",
+    "thumbnail_count",
+]
 
 _ROUNDS = (0.55, 0.35, 0.22, 0.14)  # share of the Gaussians left after each
 _GROW = (0, 140, 270, 440)  # 1/1024 octaves: 1, 1.1, 1.2, 1.35
 _SHRINK = (0, -160, -330, -530)  # of a thumbnail: 1, 0.9, 0.8, 0.7
 _GAIN = (1024, 1331, 1800, 2400)
+# Of a prefix over a thumbnail, and of the thumbnail: what is tried, and where to begin.
+_OVER_GROW, _OVER_GAIN = (-150, 0, 140, 270, 440), (700, 1024, 1331, 1800)
+_UNDER_GROW, _UNDER_GAIN = (-500, -330, -160, 0), (200, 350, 512, 700, 1024)
+_OVER_START = (1, 1, 2, 2)
+UNDER_LOOK = (-160, 512)  # how a thumbnail looks below a prefix, about
 _LEAST_GAUSSIANS = 2048  # fewer are one level, without a thumbnail
 
 
@@ -55,12 +69,15 @@ def thumbnail_count(count: int, sh_degree: int) -> int:
     return int(1.1 ** round(np.log(wanted) / np.log(1.1)))
 
 
-def display_ranks(gaussians: Gaussians, measured: Contributions, cameras: Sequence[Camera]) -> npt.NDArray[np.int64]:
+def display_ranks(
+    gaussians: Gaussians, measured: Contributions, cameras: Sequence[Camera], under: Gaussians | None = None
+) -> npt.NDArray[np.int64]:
     """(N,) place of every Gaussian in the order in which they are shown, 0 first.
 
     Args:
         gaussians: cleaned scene. measured: its contributions.
         cameras: views for measuring again what is left; none = trust `measured` all the way.
+        under: merged Gaussians that are shown with what is left.
     """
     n = len(gaussians)
     ranks = np.empty(n, np.int64)
@@ -71,7 +88,9 @@ def display_ranks(gaussians: Gaussians, measured: Contributions, cameras: Sequen
         left = int(share * n)
         ranks[rows[order[left:]]] = np.arange(left, len(rows))
         rows = np.sort(rows[order[:left]])
-        score = _score(contributions(gaussians.selected(rows), cameras, equalize=True), gaussians.sh_degree)
+        left_over = gaussians.selected(rows)
+        shown = left_over if under is None else joined(left_over, under)
+        score = _score(contributions(shown, cameras, equalize=True), gaussians.sh_degree)[: len(rows)]
     ranks[rows[np.argsort(-score, kind="stable")]] = np.arange(len(rows))
     return ranks
 
@@ -124,3 +143,49 @@ def best_look(
             break
         best = tried
     return best[1], best[2]
+
+
+def best_prefix_looks(
+    part: Gaussians, thumbnail: Gaussians, cameras: Sequence[Camera], originals: Sequence[Rendering]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The (grow, gain) of a part of the scene, and of the thumbnail shown with it, that look most like all of it.
+
+    Args:
+        part: levels 1 to some level. cameras, originals: as for `best_look`.
+    """
+    grids = (_OVER_GROW, _OVER_GAIN, _UNDER_GROW, _UNDER_GAIN)
+    tried: dict[tuple[int, ...], float] = {}
+
+    def quality(at: tuple[int, ...]) -> float:
+        if at not in tried:
+            grow, gain, under_grow, under_gain = (grid[k] for grid, k in zip(grids, at))
+            shown = joined(scaled(part, grow, gain), scaled(thumbnail, under_grow, under_gain))
+            psnrs = [covered_psnr_db(a, render(shown, c)) for a, c in zip(originals, cameras)]
+            tried[at] = float(np.mean(psnrs))
+        return tried[at]
+
+    best, before = _OVER_START, None
+    while best != before:  # one number after the other, until none can be bettered
+        before = best
+        for k in (3, 0, 1, 2):
+            for step in (-1, 1):
+                while 0 <= best[k] + step < len(grids[k]):
+                    there = (*best[:k], best[k] + step, *best[k + 1 :])
+                    if quality(there) <= quality(best):
+                        break
+                    best = there
+    grow, gain, under_grow, under_gain = (grid[k] for grid, k in zip(grids, best))
+    return (grow, gain), (under_grow, under_gain)
+
+
+def joined(a: Gaussians, b: Gaussians) -> Gaussians:
+    """Rows of a, then of b; the metadata of a, no extras."""
+    return Gaussians(
+        np.concatenate([a.means, b.means]),
+        np.concatenate([a.quats, b.quats]),
+        np.concatenate([a.scales, b.scales]),
+        np.concatenate([a.opacities, b.opacities]),
+        np.concatenate([a.sh0, b.sh0]),
+        np.concatenate([a.shN, b.shN]),
+        metadata=a.metadata,
+    )

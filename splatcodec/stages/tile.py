@@ -35,7 +35,9 @@ from .transform import decode_alpha, decode_covariance, decompose_covariance, ex
 __all__ = [
     "GAIN_ONE",
     "MAX_TILE",
+    "NEUTRAL",
     "DecodedTile",
+    "Look",
     "TileGrid",
     "TileTree",
     "decode_layer",
@@ -53,9 +55,11 @@ __all__ = [
 
 MAX_TILE = 1 << 16
 GAIN_ONE = 1024
-_HEAD = struct.Struct("<BBhffffhHI")
+Look = tuple[int, int]  # grow and gain (SPEC.md, section 3.10)
+NEUTRAL: Look = (0, GAIN_ONE)
+_HEAD = struct.Struct("<BBhffffhHhHI")
 _LAYER_HEAD = struct.Struct("<BBHI")
-_LOOK = struct.Struct("<hH")
+_LOOK = struct.Struct("<hHhH")
 _LOOK_AT = 20
 _MAX_GROW = 8192
 Ints = npt.NDArray[np.int32]
@@ -287,7 +291,7 @@ def emit_tile(
         parameters, tree, 0, SH_FIRST, values, magnitudes, residuals, tree.intervals, plain, plain_bits, mixing, states
     )
     head = _HEAD.pack(
-        states.bit_length() - 1, int(mixing), grid.exponent, grid.blur, *grid.origin, 0, GAIN_ONE, len(coded)
+        states.bit_length() - 1, int(mixing), grid.exponent, grid.blur, *grid.origin, *NEUTRAL, *NEUTRAL, len(coded)
     )
     payload = head + coded + raw
     return payload + bytes(max(0, (n + 7) // 8 - len(payload))), np.concatenate(
@@ -325,13 +329,14 @@ def num_states(n: int) -> int:
     return 8 if n >= 2048 else 4 if n >= 512 else 1
 
 
-def set_prefix_look(payload: bytes, grow: int, gain: int) -> bytes:
+def set_prefix_look(payload: bytes, own: Look, under: Look) -> bytes:
     """A TILE chunk that says how its level and those below look without higher ones (SPEC.md, section 3.10).
 
     Args:
-        grow: 1/1024 octaves of standard deviation. gain: 1/1024 of opacity.
+        own: 1/1024 octaves of standard deviation, and 1/1024 of opacity, of levels 1 to this one.
+        under: the same of level 0.
     """
-    return payload[:_LOOK_AT] + _LOOK.pack(grow, gain) + payload[_LOOK_AT + _LOOK.size :]
+    return payload[:_LOOK_AT] + _LOOK.pack(*own, *under) + payload[_LOOK_AT + _LOOK.size :]
 
 
 def _code_length_bits(intervals: npt.NDArray[np.uint32]) -> float:
@@ -359,7 +364,7 @@ class DecodedTile:
         alphas: (n,) float64 opacities after the sigmoid.
         sh0: (n, 1, 3) float32.
         smallest: standard deviation below which axes are cut off, world units.
-        grow, gain: how a prefix that ends with this level looks; not applied.
+        own, under: how levels 1 to this one, and level 0, look in a prefix that ends with this level; not applied.
     """
 
     values: Ints
@@ -369,11 +374,11 @@ class DecodedTile:
     alphas: Floats
     sh0: npt.NDArray[np.float32]
     smallest: float
-    grow: int = 0
-    gain: int = GAIN_ONE
+    own: Look = NEUTRAL
+    under: Look = NEUTRAL
 
     def as_prefix(self, grow: int, gain: int) -> DecodedTile:
-        """The same as it looks in a prefix that ends with a level of `grow` and `gain`."""
+        """The same as it looks in a prefix of the levels that says so."""
         if grow == 0 and gain == GAIN_ONE:
             return self
         covariances = self.covariances * exp2_fixed(2 * grow)
@@ -445,18 +450,18 @@ def _decode_streams(
         raise TruncatedError("the plain bits are cut off")
 
 
-def prefix_look(payload: bytes) -> tuple[int, int]:
-    """(grow, gain) of a TILE chunk.
+def prefix_look(payload: bytes) -> tuple[Look, Look]:
+    """How levels 1 to that of a TILE chunk, and level 0, look without higher ones.
 
     Raises:
         FormatError: the header is cut off or out of range.
     """
     if len(payload) < _HEAD.size:
         raise TruncatedError("the tile's header is cut off", offset=len(payload))
-    grow, gain = _LOOK.unpack_from(payload, _LOOK_AT)
-    if abs(grow) > _MAX_GROW or gain == 0:
+    grow, gain, under_grow, under_gain = _LOOK.unpack_from(payload, _LOOK_AT)
+    if max(abs(grow), abs(under_grow)) > _MAX_GROW or gain == 0 or under_gain == 0:
         raise FormatError("the tile's header is damaged", offset=_LOOK_AT)
-    return grow, gain
+    return (grow, gain), (under_grow, under_gain)
 
 
 _NO_BITS = np.zeros((0, 3), np.int64)
@@ -472,9 +477,10 @@ def decode_tile(parameters: SceneParameters, payload: bytes, count: int) -> Deco
         raise FormatError(f"{count} Gaussians in a tile of {len(payload)} bytes", offset=0)
     if len(payload) < _HEAD.size:
         raise TruncatedError("the tile's header is cut off", offset=len(payload))
-    log_states, flags, exponent, blur, ox, oy, oz, grow, gain, length = _HEAD.unpack_from(payload)
+    log_states, flags, exponent, blur, ox, oy, oz, *_, length = _HEAD.unpack_from(payload)
+    own, under = prefix_look(payload)
     finite = all(abs(o) < 1e38 for o in (ox, oy, oz))
-    if abs(exponent) > 1000 or not 0 <= blur < 1e30 or not finite or abs(grow) > _MAX_GROW or gain == 0:
+    if abs(exponent) > 1000 or not 0 <= blur < 1e30 or not finite:
         raise FormatError("the tile's header is damaged", offset=0)
     state, raw = _start(payload, _HEAD.size, log_states, flags, length)
     leaf_xyz, leaf_depths, leaf_counts = (np.empty((count, 3), np.int32), *(np.empty(count, np.int32) for _ in "12"))
@@ -506,7 +512,7 @@ def decode_tile(parameters: SceneParameters, payload: bytes, count: int) -> Deco
     sh0 = np.empty((count, 1, 3), np.float32)
     _decode_color(values, parameters.color_basis / MATRIX_SCALE, float(np.float32(parameters.color_step)), sh0)
     smallest = max(float(blur) / 16.0, 1e-30)
-    return DecodedTile(values, neighbors, means, covariances, alphas, sh0, smallest, grow, gain)
+    return DecodedTile(values, neighbors, means, covariances, alphas, sh0, smallest, own, under)
 
 
 def decode_layer(parameters: SceneParameters, layer: tuple[int, int], payload: bytes, tile: DecodedTile) -> Ints:

@@ -23,7 +23,7 @@ from ..errors import FormatError, ParameterError, SplatCodecError
 from ..gaussians import Gaussians, num_sh_coefficients
 from ..limits import DEFAULT_LIMITS, Limits
 from ..stages.parameters import SceneParameters
-from ..stages.tile import GAIN_ONE, MAX_TILE, decode_layer, decode_sh, decode_tile, prefix_look
+from ..stages.tile import MAX_TILE, NEUTRAL, Look, decode_layer, decode_sh, decode_tile, prefix_look
 from ..stages.transform import decompose_covariance, logits
 
 __all__ = ["LossyBlocks", "Selection", "decode_lossy", "lossy_blocks"]
@@ -37,12 +37,13 @@ class Selection:
     """Which part of a scene to decode. What is given in several ways must hold in all of them.
 
     Attributes:
-        level: levels 1 to this one; 0 = the thumbnail, where there is one; None = all.
+        level: levels 1 to this one, and the thumbnail of tiles that have more; 0 = the thumbnail alone, where there is
+            one; None = all.
         tiles: numbers of the tiles; None = all.
         region: lowest and highest corner, world units: only tiles whose box meets it, only Gaussians whose means are
             in it.
-        max_gaussians: the longest beginning of the file, in whole chunks, with at most so many Gaussians; tiles that
-            it does not reach are shown by their thumbnail, which counts too.
+        max_gaussians: the longest beginning of the file, in whole chunks, with at most so many Gaussians; the
+            thumbnail counts too, of all tiles that it does not reach the end of.
         sh_layers: layers of SH components, 0..3; None = all.
         keep_going: leave out damaged chunks (and say so in `damage`) instead of failing.
     """
@@ -212,18 +213,29 @@ def choose_units(container: Container, units: list[Unit[ChunkEntry]], selection:
         wanted = [unit for unit in wanted if unit.tile.level <= selection.level]
     if selection.max_gaussians is not None:
         wanted = _fitting(container, wanted, selection.max_gaussians)
-    shown = {unit.tile.tile for unit in wanted if unit.tile.level}
-    return [unit for unit in wanted if unit.tile.level or unit.tile.tile not in shown]
+    whole = whole_tiles(units, wanted)
+    return [unit for unit in wanted if unit.tile.level or unit.tile.tile not in whole]
+
+
+def whole_tiles(units: Sequence[Unit[C]], chosen: Sequence[Unit[C]]) -> set[int]:
+    """Tiles whose highest level of `units` is among `chosen`: they need no thumbnail."""
+    highest: dict[int, int] = {}
+    for unit in units:
+        highest[unit.tile.tile] = max(unit.tile.level, highest.get(unit.tile.tile, 0))
+    return {unit.tile.tile for unit in chosen if 0 < unit.tile.level == highest[unit.tile.tile]}
 
 
 def _fitting(container: Container, units: list[Unit[ChunkEntry]], most: int) -> list[Unit[ChunkEntry]]:
-    """The longest beginning whose Gaussians, thumbnails of tiles it does not reach included, are at most `most`."""
+    """The longest beginning with at most `most` Gaussians, thumbnails of tiles it does not hold whole included."""
     thumbnails = {unit.tile.tile: unit.tile.count for unit in units if unit.tile.level == 0}
+    highest = {unit.tile.tile: unit.tile.level for unit in sorted(units, key=lambda unit: unit.tile.level)}
     total = sum(thumbnails.values())
     best = len(thumbnails) if total <= most else 0
     start = sum(unit.tile.level == 0 for unit in units)
     for k, unit in enumerate(units[start:], start + 1):
-        total += unit.tile.count - thumbnails.pop(unit.tile.tile, 0)
+        total += unit.tile.count
+        if unit.tile.level == highest[unit.tile.tile]:
+            total -= thumbnails.pop(unit.tile.tile, 0)
         if total <= most:
             best = k
         elif not thumbnails:
@@ -251,23 +263,24 @@ class _Chosen:
     """What a selection asks for: units in file order, layers of SH components, and how prefixes look.
 
     Attributes:
-        rows_of: first row of each (level, tile) in the whole scene. looks: grow and gain by tile.
+        rows_of: first row of each (level, tile) in the whole scene.
+        looks: of tiles that are not whole, those of levels 1 and up, and of level 0.
     """
 
     parameters: SceneParameters
     units: list[Unit[ChunkEntry]]
     layers: int
     rows_of: dict[tuple[int, int], int]
-    looks: dict[int, tuple[int, int]]
+    looks: dict[int, tuple[Look, Look]]
 
     @property
     def total(self) -> int:
         """Number of Gaussians of all units."""
         return sum(unit.tile.count for unit in self.units)
 
-    def look(self, unit: Unit[ChunkEntry]) -> tuple[int, int]:
+    def look(self, unit: Unit[ChunkEntry]) -> Look:
         """Grow and gain of a unit."""
-        return self.looks.get(unit.tile.tile, (0, GAIN_ONE))
+        return self.looks.get(unit.tile.tile, (NEUTRAL, NEUTRAL))[unit.tile.level == 0]
 
 
 def _choose(container: Container, selection: Selection, limits: Limits) -> _Chosen:
@@ -300,13 +313,11 @@ def _choose(container: Container, selection: Selection, limits: Limits) -> _Chos
     rest = num_sh_coefficients(parameters.sh_degree) - 1
     total = sum(unit.tile.count for unit in units)
     limits.check_bytes(total * 4 * (14 + 3 * rest), "the scene", file=container.name)
-    highest: dict[int, int] = {}
-    for unit in every:
-        highest[unit.tile.tile] = max(unit.tile.level, highest.get(unit.tile.tile, 0))
+    whole = whole_tiles(every, units)
     top = {unit.tile.tile: unit for unit in sorted(units, key=lambda unit: unit.tile.level)}
     looks = {}
     for tile, unit in top.items():
-        if 0 < unit.tile.level < highest[tile]:
+        if unit.tile.level and tile not in whole:
             looks[tile] = _guarded(container, unit.tile, prefix_look)
     return _Chosen(parameters, units, layers, rows_of, looks)
 
@@ -460,12 +471,12 @@ def lossy_blocks(
     return LossyBlocks(chosen.total, chosen.parameters.sh_degree, rows)
 
 
-def _guarded(container: Container, entry: ChunkEntry, look: Callable[[bytes], tuple[int, int]]) -> tuple[int, int]:
-    """`grow` and `gain` of a TILE chunk; neutral ones if it is damaged, which decoding it will say."""
+def _guarded(container: Container, entry: ChunkEntry, look: Callable[[bytes], tuple[Look, Look]]) -> tuple[Look, Look]:
+    """The looks of a TILE chunk; neutral ones if it is damaged, which decoding it will say."""
     try:
         return look(container.read(entry))
     except SplatCodecError:
-        return 0, GAIN_ONE
+        return NEUTRAL, NEUTRAL
 
 
 class BlankScene:
@@ -489,7 +500,7 @@ class BlankScene:
         parameters: SceneParameters,
         payload: bytes,
         layers: Sequence[bytes | None],
-        look: tuple[int, int] = (0, GAIN_ONE),
+        look: Look = NEUTRAL,
     ) -> None:
         """Decode a TILE and its SHC chunks as unit k; several threads may decode at once.
 

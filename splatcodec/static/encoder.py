@@ -22,7 +22,16 @@ from ..bitstream.container import Chunk
 from ..errors import ParameterError
 from ..gaussians import Gaussians
 from ..metrics.psnr import covered_psnr_db
-from ..preprocess.levels import best_look, display_ranks, level_shares, scaled, thumbnail_count
+from ..preprocess.levels import (
+    UNDER_LOOK,
+    best_look,
+    best_prefix_looks,
+    display_ranks,
+    joined,
+    level_shares,
+    scaled,
+    thumbnail_count,
+)
 from ..preprocess.plan import LossyOptions, Plan, Tuning, make_plan
 from ..preprocess.refit import RefitViews, refit_colors
 from ..preprocess.thumbnail import thumbnail_of
@@ -32,7 +41,7 @@ from ..render.contribution import Contributions, contributions
 from ..render.cpu import render
 from ..render.rendering import Rendering
 from ..stages.parameters import COLOR_FIRST, OPACITY, SH_FIRST, SIZE_FIRST, SceneParameters, num_streams
-from ..stages.tile import set_prefix_look
+from ..stages.tile import NEUTRAL, set_prefix_look
 from .cluster import EmittedTile, current_cluster, emitted
 from .decoder import BlankScene, group_units, worker_count
 from .quantization import (
@@ -94,12 +103,12 @@ class LevelPlan:
 
     Attributes:
         ranks: (N,) int64 place of each Gaussian in the order in which they are shown.
-        thumbnail: merged Gaussians from their number; None = no thumbnail.
+        thumbnail: merged Gaussians from their number and the number of Gaussians of level 1; None = no thumbnail.
         levels: False puts all Gaussians into level 1.
     """
 
     ranks: npt.NDArray[np.int64]
-    thumbnail: Callable[[int], Gaussians] | None = None
+    thumbnail: Callable[[int, int], Gaussians] | None = None
     levels: bool = True
 
 
@@ -257,8 +266,8 @@ def _jobs(
     scene, classes = gaussians, plan.classes
     count = thumbnail_count(len(kept), gaussians.sh_degree) if levels.thumbnail and levels.levels else 0
     if count and levels.thumbnail:
-        thumbnail = levels.thumbnail(count)
-        scene = _joined(gaussians, thumbnail)
+        thumbnail = levels.thumbnail(count, int(shares[0] * len(kept)))
+        scene = joined(gaussians, thumbnail)
         coarse = np.broadcast_to(np.array(plan.thumbnail_classes, np.int32), (len(thumbnail), 2))
         classes = np.concatenate([plan.classes, coarse])
         tile_of = cut.tile_of(thumbnail.means)
@@ -266,18 +275,6 @@ def _jobs(
     for level in range(1, len(shares) + 1):
         jobs += [_Job(level, int(t), cut.rows[t][level_of[cut.rows[t]] == level]) for t in tile_order]
     return scene, classes, [job for job in jobs if len(job.rows)]
-
-
-def _joined(a: Gaussians, b: Gaussians) -> Gaussians:
-    """Rows of a, then of b; the metadata of a, no extras."""
-    return Gaussians(
-        np.concatenate([a.means, b.means]),
-        np.concatenate([a.quats, b.quats]),
-        np.concatenate([a.scales, b.scales]),
-        np.concatenate([a.opacities, b.opacities]),
-        np.concatenate([a.sh0, b.sh0]),
-        np.concatenate([a.shN, b.shN]),
-    )
 
 
 def _tile_boxes(gaussians: Gaussians, cut: TileCut) -> Chunk:
@@ -342,6 +339,7 @@ _EFFORTS = {
 _IMPORTANCE_SEED, _REFIT_SEED, _LOOK_SEED = 0, 2, 3
 _REFIT_PX, _REFIT_STEPS = 256, 5
 _TOLERANCE_DB = 0.25
+_SHARE_OF_FIRST = 0.3  # how much Gaussians of level 1 count in the thumbnail, which is shown below them later
 _MAX_REFINED_TRIALS = 3  # each one is minutes of fitting, and begins near its goal
 _DEFAULT_TUNING = Tuning()
 _LARGE_SCENE = 400_000  # a trial takes long: half the views, at most two trials below effort 7
@@ -472,26 +470,35 @@ def _level_plan(gaussians: Gaussians, measured: Contributions, cameras: list[Cam
     """Order of display and thumbnail, from some of the importance views."""
     n = gaussians.num_gaussians
     views = 0 if effort <= 2 else 6 if n > _LARGE_SCENE else 16
-    ranks = display_ranks(gaussians, measured, cameras[:: max(1, len(cameras) // views)][:views] if views else [])
+    under = None
+    if views and thumbnail_count(n, gaussians.sh_degree):
+        under = thumbnail_of(gaussians, measured.sum_weight, thumbnail_count(n, gaussians.sh_degree))
+        under = scaled(under, *UNDER_LOOK)
+    ranks = display_ranks(
+        gaussians, measured, cameras[:: max(1, len(cameras) // views)][:views] if views else [], under
+    )
     look_cameras = encoder_cameras(gaussians, num_views=4 if n > _LARGE_SCENE else 6, size_px=192, seed=_LOOK_SEED)
     originals = [render(gaussians, camera) for camera in look_cameras]
     fit_views = None
     if effort > 2 and not gaussians.sh_degree and n <= _LARGE_SCENE:  # with SH a fit to few views does more harm
         fit_cameras = encoder_cameras(gaussians, num_views=16, size_px=192, seed=_REFIT_SEED)
         fit_views = RefitViews.of(gaussians, fit_cameras)
-    made: dict[int, Gaussians] = {}
+    made: dict[tuple[int, int], Gaussians] = {}
 
-    def thumbnail(count: int) -> Gaussians:
-        if count not in made:
+    def thumbnail(count: int, first: int) -> Gaussians:
+        # In steps, as the count is, so that trials share one.
+        first = int(1.1 ** round(np.log(max(first, 1)) / np.log(1.1)))
+        if (count, first) not in made:
             made.clear()
-            merged = thumbnail_of(gaussians, measured.sum_weight, count)
+            weights = np.where(ranks < first, _SHARE_OF_FIRST, 1.0) * measured.sum_weight
+            merged = thumbnail_of(gaussians, weights, count)
             merged = scaled(merged, *best_look(merged, look_cameras, originals, shrink=True))
             if fit_views:
                 weights = contributions(merged, fit_views.cameras).sum_weight2 / len(fit_views.cameras)
                 sh0, _ = refit_colors(merged, fit_views, weights, iterations=_REFIT_STEPS)
                 merged = merged.replaced(sh0=sh0)
-            made[count] = merged
-        return made[count]
+            made[count, first] = merged
+        return made[count, first]
 
     return LevelPlan(ranks, thumbnail)
 
@@ -509,12 +516,16 @@ def _set_looks(gaussians: Gaussians, encoded: EncodedTiles, pool: ThreadPoolExec
         gaussians, num_views=4 if gaussians.num_gaussians > _LARGE_SCENE else 6, size_px=192, seed=_LOOK_SEED
     )
     originals = [render(gaussians, camera) for camera in cameras]
+    thumbnail = decode_encoded(encoded, pool, [0])
     for level in range(1, last):
         part = decode_encoded(encoded, pool, range(1, level + 1)).replaced(metadata=gaussians.metadata)
-        look = best_look(part, cameras, originals)
+        if len(thumbnail):
+            looks = best_prefix_looks(part, thumbnail, cameras, originals)
+        else:
+            looks = best_look(part, cameras, originals), NEUTRAL
         for k, chunk in enumerate(encoded.chunks):
             if chunk.type == "TILE" and chunk.level == level and level < highest[chunk.tile]:
-                encoded.chunks[k] = replace(chunk, payload=set_prefix_look(chunk.payload, *look))
+                encoded.chunks[k] = replace(chunk, payload=set_prefix_look(chunk.payload, *looks))
 
 
 def _with_fitted_colors(

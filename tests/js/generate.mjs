@@ -256,7 +256,7 @@ export function makeParameters(rng, degree, wild) {
 }
 
 /** A random TILE chunk and its layers: a list of {type, count, payload}. */
-export function makeTile(rng, p, { grow = 0, gain = 1024, layers = 3, limit = 300 } = {}) {
+export function makeTile(rng, p, { looks = [0, 1024, 0, 1024], layers = 3, limit = 300 } = {}) {
   let rans, place;
   do {
     // Chances of a leaf and of a child: few cells, deep ones, single deep chains, many in all directions.
@@ -277,7 +277,7 @@ export function makeTile(rng, p, { grow = 0, gain = 1024, layers = 3, limit = 30
   } while (!place || place.length > limit || (place.length < 5 && rng.chance(0.8)));
   const head = {
     logStates: rng.int(0, 5), exponent: rng.int(-30, 30), blur: Math.fround(rng.pick([0, rng.next()])),
-    origin: [0, 1, 2].map(() => Math.fround((rng.next() - 0.5) * 10 ** rng.int(-3, 6))), grow, gain,
+    origin: [0, 1, 2].map(() => Math.fround((rng.next() - 0.5) * 10 ** rng.int(-3, 6))),
   };
   const plain = new PlainDice(rng);
   const { V, M } = readGaussians(rans, plain, p, head, place);
@@ -286,7 +286,7 @@ export function makeTile(rng, p, { grow = 0, gain = 1024, layers = 3, limit = 30
   const payload = pad(
     concat(
       Uint8Array.of(head.logStates, 0), u16(head.exponent & 0xffff), f32(head.blur), ...head.origin.map(f32),
-      u16(grow & 0xffff), u16(gain), u32(coded.length), coded, plain.bytes(),
+      ...looks.map((x) => u16(x & 0xffff)), u32(coded.length), coded, plain.bytes(),
     ),
   );
   const chunks = [{ type: "TILE", count: place.length, payload }];
@@ -324,7 +324,8 @@ export function makeFile(seed, filler = 0) {
     const last = rng.int(1, 3);
     for (let level = first; level <= last; level++) {
       const full = level === 0 || level === last;
-      const options = full ? {} : { grow: rng.int(-2000, 2000), gain: rng.int(1, 4000) };
+      const look = () => [rng.int(-2000, 2000), rng.int(1, 4000)];
+      const options = full ? {} : { looks: [...look(), ...look()] };
       const layers = rng.pick([3, 3, rng.int(0, 3)]);
       const made = makeTile(rng, p, { ...options, layers, limit: large ? 3000 : rng.pick([40, 40, 40, 500]) });
       levels.push(...made.map((chunk) => ({ ...chunk, level, tile })));

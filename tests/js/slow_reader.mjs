@@ -423,10 +423,10 @@ export function readTileHead(payload) {
   const r = new Bytes(payload);
   const head = { logStates: r.u8(), tools: r.u8(), exponent: r.i16(), blur: r.f32() };
   head.origin = [r.f32(), r.f32(), r.f32()];
-  head.grow = r.i16();
-  head.gain = r.u16();
+  head.own = { grow: r.i16(), gain: r.u16() };
+  head.under = { grow: r.i16(), gain: r.u16() };
   must(head.logStates <= 5 && head.tools === 0 && Math.abs(head.exponent) <= 1000 && head.blur >= 0, "head");
-  must(Math.abs(head.grow) <= 8192 && head.gain >= 1, "grow or gain");
+  for (const { grow, gain } of [head.own, head.under]) must(Math.abs(grow) <= 8192 && gain >= 1, "grow or gain");
   const coded = r.take(r.u32());
   return { head, coded, plain: r.rest() };
 }
@@ -470,7 +470,7 @@ function exp2(t) {
   return value * 2 ** e;
 }
 
-/** Attributes of one Gaussian. `grow` and `gain` are those of the highest level that is shown (section 3.10). */
+/** Attributes of one Gaussian. `grow` and `gain` are what the highest level that is shown says (section 3.10). */
 export function reconstruct(p, head, v, grow, gain) {
   const [R1, R2, R3] = [2, 3, 4].map((s) => exp2(v[s] * p.sizeStep));
   const b = v[5] * p.shapeStep * R2;
@@ -542,12 +542,14 @@ export function readScene(file, layers = 3) {
   must(scene.reduce((sum, part) => sum + part.means.length, 0) === numGaussians, "number of Gaussians");
   for (const { level, tile, head } of parts) {
     const highest = Math.max(...parts.filter((part) => part.tile === tile).map((part) => part.level));
-    if (level === 0 || level === highest) must(head.grow === 0 && head.gain === 1024, "grow or gain of a full tile");
+    for (const { grow, gain } of level === 0 || level === highest ? [head.own, head.under] : []) {
+      must(grow === 0 && gain === 1024, "grow or gain of a full tile");
+    }
   }
   return { parameters: p, parts };
 }
 
-/** Arrays of one part, drawn with the `grow` and `gain` of another. */
+/** Arrays of one part, drawn with the `grow` and `gain` that another says. */
 export function arraysOf({ parameters }, part, grow = 0, gain = 1024) {
   const all = { means: part.means.flat(), covariances: [], alphas: [], sh0: [], shN: [] };
   for (let i = 0; i < part.means.length; i++) {

@@ -25,23 +25,17 @@ import { BLOCK } from "./tile.js";
 /** @typedef {import("./source.js").SourceOptions} SourceOptions */
 /** @typedef {import("./source.js").Input} Input */
 
-/**
- * How Gaussians look while higher levels of their tile are missing: standard deviations times 2^(grow / 1024),
- * opacities times gain / 1024 and held to 4095 / 4096.
- * @typedef {object} Look
- * @property {number} grow
- * @property {number} gain
- */
+/** @typedef {import("./tile.js").Look} Look */
 
 /**
  * What to decode. What is given in several ways must hold in all of them.
  * @typedef {object} Selection
- * @property {number} [level] levels 1 to this one; 0 = the thumbnail
+ * @property {number} [level] levels 1 to this one, and level 0 of tiles that have more; 0 = the thumbnail alone
  * @property {number[]} [tiles] numbers of the tiles
  * @property {{ level: number, tile: number }[]} [parts] just these levels of these tiles, in this order, whatever else
  *     is said here but how to decode them
  * @property {number} [maxGaussians] the longest beginning of the file, in whole chunks, with at most so many Gaussians;
- *     tiles that it does not reach are shown by their thumbnail, which counts too
+ *     level 0 counts too, of all tiles that it does not reach the end of
  * @property {number[]} [region] lowest corner, then highest, world units: only tiles whose box meets it; and of the arrays
  *     of `decode` only Gaussians whose means are in it, while `stream` and records give whole tiles
  * @property {boolean} [keepGoing] leave out damaged chunks instead of failing, and say so: `decode` in `damage`, `stream` to
@@ -57,7 +51,8 @@ import { BLOCK } from "./tile.js";
  * @property {number} level
  * @property {number} tile
  * @property {number} count Gaussians
- * @property {Look} look how all levels of the tile given so far look now; neutral of level 0 and of the last level
+ * @property {Look} look how it looks with the levels of the tile given so far
+ * @property {Look | null} under how level 0 of the tile looks with them; null: it is not shown any more
  * @property {Arrays | null} arrays Gaussians, where arrays are asked for and they were not given before
  * @property {Records | null} records the same where records are asked for
  * @property {Float32Array | Uint32Array | null} sh SH coefficients as numbers or packed, if they are there already
@@ -284,18 +279,18 @@ export class SplcFile {
       }
       return merged;
     }
-    // The whole scene does without thumbnails even where a tile has nothing else.
+    // All of the scene does without thumbnails even where a tile has nothing else.
     const whole = level === undefined && !tiles && !region && maxGaussians === undefined;
     if (whole) return units.filter(({ entry }) => entry.level > 0);
     if (level !== undefined) units = units.filter(({ entry }) => entry.level <= level);
     if (maxGaussians !== undefined) units = fitting(units, maxGaussians);
-    const shown = new Set(units.filter(({ entry }) => entry.level > 0).map(({ entry }) => entry.tile));
-    return units.filter(({ entry }) => entry.level > 0 || !shown.has(entry.tile));
+    const full = new Set(units.filter(isLast).map(({ entry }) => entry.tile));
+    return units.filter(({ entry }) => entry.level > 0 || !full.has(entry.tile));
   }
 
   /**
    * Decode piece by piece. In file order, level 0 first, so that each prefix of the bytes shows as much as it can: a
-   * tile's level 0 is to be dropped when its level 1 comes. Gaussians come first, their SH coefficients when all layers
+   * tile's level 0 is to be dropped when its highest level comes, which gives null for `under`. Gaussians come first, their SH coefficients when all layers
    * that are wanted have come. Looks are not applied. From a stream this is possible once.
    * @param {Selection & { everyLayer?: boolean, thumbnails?: boolean }} [options] `everyLayer`: give SH coefficients
    *     anew with each layer that arrives, not only when all that are wanted have; `thumbnails` (true if not given):
@@ -331,7 +326,7 @@ export class SplcFile {
     for await (const [entry, bytes] of chunks) session.feed(entry, bytes);
     const parts = /** @type {Part[]} */ (units.map((unit) => session.parts.get(unit)).filter((part) => part));
     for (const part of parts) {
-      part.look = session.lookOf(part.level, part.tile);
+      Object.assign(part, session.lookOf(part.level, part.tile));
       if (part.arrays) applyLook(part.arrays, part.look);
     }
     const { shDegree, bands, damage } = session;
@@ -416,7 +411,7 @@ function withRows(all, bands, parts, starts, region) {
 }
 
 /**
- * The longest beginning whose Gaussians, thumbnails of tiles it does not reach included, are at most `most`.
+ * The longest beginning with at most `most` Gaussians, thumbnails of tiles it does not hold whole included.
  * @param {TilePart[]} units
  * @param {number} most
  */
@@ -429,13 +424,21 @@ function fitting(units, most) {
   let best = total <= most ? start : 0;
   for (let k = start; k < units.length; k++) {
     const { tile, count } = units[k].entry;
-    total += count - (thumbnails.get(tile) ?? 0);
-    thumbnails.delete(tile);
+    total += count;
+    if (isLast(units[k])) {
+      total -= thumbnails.get(tile) ?? 0;
+      thumbnails.delete(tile);
+    }
     if (total <= most) best = k + 1;
     else if (!thumbnails.size) break;
   }
   if (!best && units.length) throw new SplcError("parameter", `${most} Gaussians are fewer than the first chunk has`);
   return units.slice(0, best);
+}
+
+/** Whether a part is the highest level of its tile, with which the tile is whole. @param {TilePart} part */
+function isLast({ entry, last }) {
+  return last && entry.level > 0;
 }
 
 /** What is being decoded, and what waits for more chunks. */
@@ -499,7 +502,10 @@ class Session {
      * @type {Map<TilePart, { missing: number, bytes: (Uint8Array | null)[], links: Int32Array | null, lost: boolean }>}
      */
     this.waiting = new Map();
-    /** Highest level of each tile so far, and the look that it gives. @type {Map<number, Look & { level: number }>} */
+    /**
+     * Highest level of each tile so far, and the looks that it gives.
+     * @type {Map<number, { level: number, own: Look, under: Look | null }>}
+     */
     this.looks = new Map();
   }
 
@@ -528,13 +534,14 @@ class Session {
   }
 
   /**
+   * How a level looks now, and level 0 below it.
    * @param {number} level
    * @param {number} tile
-   * @returns {Look}
+   * @returns {{ look: Look, under: Look | null }}
    */
   lookOf(level, tile) {
-    const { grow, gain } = (level && this.looks.get(tile)) || NEUTRAL;
-    return { grow, gain };
+    const { own, under } = this.looks.get(tile) ?? { own: NEUTRAL, under: NEUTRAL };
+    return { look: level ? own : (under ?? NEUTRAL), under };
   }
 
   /**
@@ -564,7 +571,7 @@ class Session {
       this.kept?.delete(unit);
       // What it would have said of the look of its prefix may be lost, too.
       const { level, tile } = unit.entry;
-      if (level > (this.looks.get(tile)?.level ?? 0)) this.looks.set(tile, { level, ...NEUTRAL });
+      if (level > (this.looks.get(tile)?.level ?? 0)) this.looks.set(tile, { level, own: NEUTRAL, under: NEUTRAL });
       return null;
     }
   }
@@ -593,7 +600,7 @@ class Session {
       const before = part ?? this.kept?.get(unit);
       if (before) Object.assign(before, { sh, shLayers });
       const { level, tile, count } = unit.entry;
-      part ??= { level, tile, count, look: this.lookOf(level, tile), arrays: null, records: null, sh, shLayers };
+      part ??= { level, tile, count, ...this.lookOf(level, tile), arrays: null, records: null, sh, shLayers };
     }
     return part;
   }
@@ -608,9 +615,9 @@ class Session {
     const { engine } = this;
     const { level, tile, count } = entry;
     try {
-      const { grow, gain } = engine.start(bytes, count);
+      const { own, under } = engine.start(bytes, count);
       if (level && level >= (this.looks.get(tile)?.level ?? 0)) {
-        this.looks.set(tile, { level, ...(last ? NEUTRAL : { grow, gain }) });
+        this.looks.set(tile, last ? { level, own: NEUTRAL, under: null } : { level, own, under });
       }
       const start = this.starts.get(entry) ?? 0;
       const arrays = this.as === "records" ? null : this.arrays ? viewOf(this.arrays, start, count) : newArrays(count);
@@ -619,7 +626,7 @@ class Session {
         if (arrays) engine.writeArrays(arrays, at, size);
         else if (records) engine.writeRecords(records, at, size);
       }
-      return { level, tile, count, look: this.lookOf(level, tile), arrays, records, sh: null, shLayers: 0 };
+      return { level, tile, count, ...this.lookOf(level, tile), arrays, records, sh: null, shLayers: 0 };
     } catch (error) {
       throw located(error, labelOf(entry), entry.offset);
     }

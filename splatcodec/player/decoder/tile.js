@@ -9,7 +9,7 @@ import { FEATURES, NEAR_CELLS, OWN_CELLS, STREAMS } from "./parameters.js";
 
 /** @typedef {import("./parameters.js").Parameters} Parameters */
 
-export const HEAD_BYTES = 28;
+export const HEAD_BYTES = 32;
 export const LAYER_HEAD_BYTES = 8;
 const MAX_DEPTH = 21;
 export const WINDOW = 16;
@@ -44,14 +44,23 @@ for (let k = 1; k < 1100; k++) {
 }
 
 /**
- * What a TILE chunk says before its Gaussians.
+ * How Gaussians look while higher levels of their tile are missing: standard deviations times 2^(grow / 1024),
+ * opacities times gain / 1024 and held to 4095 / 4096.
+ * @typedef {object} Look
+ * @property {number} grow
+ * @property {number} gain
+ */
+
+/**
+ * What a TILE chunk says before its Gaussians. `own` and `under`: how the levels to this one, and level 0, look without
+ * higher ones.
  * @typedef {object} TileHead
  * @property {number} logStates
  * @property {number} exponent
  * @property {number} blur world units
  * @property {Float64Array} origin
- * @property {number} grow
- * @property {number} gain
+ * @property {Look} own
+ * @property {Look} under
  * @property {number} length of the rANS stream
  */
 
@@ -63,18 +72,20 @@ for (let k = 1; k < 1100; k++) {
 export function parseTileHead(bytes, count) {
   if (bytes.length < HEAD_BYTES) throw new SplcError("truncated", "the tile's header is cut off", bytes.length);
   const view = new DataView(bytes.buffer, bytes.byteOffset, HEAD_BYTES);
+  const look = (/** @type {number} */ at) => ({ grow: view.getInt16(at, true), gain: view.getUint16(at + 2, true) });
   const head = {
     logStates: bytes[0],
     exponent: view.getInt16(2, true),
     blur: view.getFloat32(4, true),
     origin: Float64Array.from([8, 12, 16], (at) => view.getFloat32(at, true)),
-    grow: view.getInt16(20, true),
-    gain: view.getUint16(22, true),
-    length: view.getUint32(24, true),
+    own: look(20),
+    under: look(24),
+    length: view.getUint32(28, true),
   };
   checkTools(bytes);
   const sound = head.blur >= 0 && head.blur < 1e30 && head.origin.every((x) => Math.abs(x) < 1e38);
-  if (!sound || Math.abs(head.exponent) > 1000 || Math.abs(head.grow) > 8192 || head.gain < 1) {
+  const looks = [head.own, head.under].every(({ grow, gain }) => Math.abs(grow) <= 8192 && gain > 0);
+  if (!sound || !looks || Math.abs(head.exponent) > 1000) {
     throw new SplcError("format", "the tile's header is damaged", 2);
   }
   if (count < 1 || count > MAX_TILE || count > 8 * bytes.length) {
