@@ -470,7 +470,7 @@ class Scene:
         What is given in several ways must hold in all of them. A lossless file is read whole or not at all.
 
         Args:
-            level: levels 1 to this one, scaled so that there are no holes; 0 = the merged thumbnail; None = all.
+            level: levels 1 to this one, below them the thumbnail until all are there; 0 = the thumbnail; None = all.
             tile: number of a tile, or several.
             region: lowest and highest corner of a box, world units: the Gaussians whose means are in it.
             max_gaussians: as much of the beginning of the file as has no more Gaussians than this.

@@ -13,7 +13,15 @@ from splatcodec.bitstream.container import Chunk, Container, Feature, write_cont
 from splatcodec.errors import ChecksumError, FormatError, ParameterError
 from splatcodec.gaussians import Gaussians
 from splatcodec.metrics.compare import compare
-from splatcodec.preprocess.levels import best_look, display_ranks, level_shares, scaled, thumbnail_count
+from splatcodec.preprocess.levels import (
+    best_look,
+    best_prefix_looks,
+    display_ranks,
+    joined,
+    level_shares,
+    scaled,
+    thumbnail_count,
+)
 from splatcodec.preprocess.thumbnail import cluster, merged, thumbnail_of
 from splatcodec.render.camera import encoder_cameras
 from splatcodec.render.contribution import contributions
@@ -69,11 +77,15 @@ def test_levels_are_nested_and_each_improves_the_picture(scene: Gaussians, paylo
     assert len(parts[0]) == levels[0]["num_gaussians"]
     for name in ("means", "quats", "scales", "opacities", "sh0", "shN"):
         assert np.array_equal(getattr(parts[2], name), getattr(whole, name))
-    # A prefix has the first Gaussians of the whole scene, in place and colour; only sizes and opacities are scaled.
-    assert np.array_equal(parts[1].means, whole.means[: len(parts[1])])
-    assert np.array_equal(parts[1].sh0, whole.sh0[: len(parts[1])])
-    grown = parts[1].scales - whole.scales[: len(parts[1])]
-    assert np.ptp(grown) < 1e-4
+    # A prefix has the thumbnail and the first Gaussians of the whole scene; only sizes and opacities are scaled.
+    at = 0
+    for before, first in ((parts[0], len(parts[0])), (whole, levels[1]["num_gaussians"])):
+        shown = slice(at, at + first)
+        assert np.array_equal(parts[1].means[shown], before.means[:first])
+        assert np.array_equal(parts[1].sh0[shown], before.sh0[:first])
+        assert np.ptp(parts[1].scales[shown] - before.scales[:first]) < 1e-4
+        at += first
+    assert at == len(parts[1])
     psnrs = [compare(scene, part, num_views=8, size_px=128).psnr_db for part in parts]
     assert psnrs[0] > 18
     assert psnrs[0] + 1 < psnrs[1]
@@ -129,6 +141,18 @@ def test_look_closes_holes(scene: Gaussians) -> None:
     plain, shown = (compare(scene, g, cameras=cameras).psnr_db for g in (part, scaled(part, grow, gain)))
     assert shown >= plain
     assert grow > 0
+
+
+def test_a_thumbnail_below_a_prefix_stands_for_what_is_missing(scene: Gaussians) -> None:
+    cameras = encoder_cameras(scene, num_views=4, size_px=96, seed=3)
+    originals = [render(scene, camera) for camera in cameras]
+    part = scene.selected(np.arange(0, len(scene), 6))
+    thumbnail = thumbnail_of(scene, np.ones(len(scene)), 300)
+    own, under = best_prefix_looks(part, thumbnail, cameras, originals)
+    both = joined(scaled(part, *own), scaled(thumbnail, *under))
+    alone = scaled(part, *best_look(part, cameras, originals))
+    views = encoder_cameras(scene, num_views=4, size_px=96, seed=9)
+    assert compare(scene, both, cameras=views).psnr_db > compare(scene, alone, cameras=views).psnr_db + 1.0
 
 
 def test_merging_keeps_moments() -> None:
@@ -310,6 +334,8 @@ def test_golden_prefixes(case: str) -> None:
         counts = [facts["num_gaussians"] for facts in file.levels()]
         for level in range(1, len(counts)):
             part = file.read(level=level)
-            assert len(part) == sum(counts[1 : level + 1])
-            assert np.array_equal(part.means, whole.means[: len(part)])
+            count = sum(counts[1 : level + 1])
+            below = len(part) - count  # of the thumbnail, as long as a tile is not whole
+            assert 0 < below <= counts[0] if level < len(counts) - 1 else below == 0
+            assert np.array_equal(part.means[below:], whole.means[:count])
         assert len(file.read(level=0)) == counts[0]

@@ -46,12 +46,12 @@ def level_shares(count: int) -> tuple[float, ...]:
     """Share of all `count` coded Gaussians that levels 1, 1 to 2, ... hold.
 
     >>> level_shares(1000), level_shares(50_000), level_shares(10**6)
-    ((1.0,), (0.18, 1.0), (0.05, 0.2, 1.0))
+    ((1.0,), (0.14, 1.0), (0.05, 0.2, 1.0))
     """
     if count < _LEAST_GAUSSIANS:
         return (1.0,)
     if count < 200_000:
-        return (0.18, 1.0)
+        return (0.14, 1.0)
     if count < 3_000_000:
         return (0.05, 0.2, 1.0)
     return (0.012, 0.05, 0.2, 1.0)
@@ -61,7 +61,7 @@ def thumbnail_count(count: int, sh_degree: int) -> int:
     """Merged Gaussians of level 0 for `count` coded ones: 2 to 3 % of the file, less where that is much."""
     if count < _LEAST_GAUSSIANS:
         return 0
-    wanted = (0.035 if sh_degree else 0.04) * count
+    wanted = (0.075 if sh_degree else 0.037) * count
     most = 12_000
     # Above the most, another one for every 50 wanted: each tile needs a few.
     wanted = wanted if wanted <= most else most + (wanted - most) * 0.02
@@ -101,7 +101,7 @@ def _score(measured: Contributions, sh_degree: int) -> npt.NDArray[np.float64]:
     More of the removal error makes better prefixes, and where there is no SH costs more bits: Gaussians that cover
     alike are coded alike.
     """
-    share = 0.5 if sh_degree else 0.25
+    share = 0.75 if sh_degree else 0.25
     return np.asarray(measured.removal_error**share * measured.sum_weight2 ** (1.0 - share))
 
 
@@ -164,7 +164,8 @@ def best_prefix_looks(
             tried[at] = float(np.mean(psnrs))
         return tried[at]
 
-    best, before = _OVER_START, None
+    best: tuple[int, ...] = _OVER_START
+    before: tuple[int, ...] = ()
     while best != before:  # one number after the other, until none can be bettered
         before = best
         for k in (3, 0, 1, 2):

@@ -23,7 +23,7 @@ __all__ = ["LossyOptions", "Plan", "Steps", "Tuning", "make_plan"]
 Floats = npt.NDArray[np.float64]
 MAX_CLASS = 15
 # Classes of merged Gaussians below the coarsest, geometry and colour: without and with SH coefficients.
-_THUMBNAIL_FINER = ((0, 3), (1, 5))
+_THUMBNAIL_FINER = ((0, 2), (0, 3))
 
 
 @dataclass(frozen=True)

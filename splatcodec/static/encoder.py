@@ -339,7 +339,8 @@ _EFFORTS = {
 _IMPORTANCE_SEED, _REFIT_SEED, _LOOK_SEED = 0, 2, 3
 _REFIT_PX, _REFIT_STEPS = 256, 5
 _TOLERANCE_DB = 0.25
-_SHARE_OF_FIRST = 0.3  # how much Gaussians of level 1 count in the thumbnail, which is shown below them later
+# How much Gaussians of level 1 count in the thumbnail, which is shown below them later: without and with SH.
+_SHARE_OF_FIRST = (0.5, 0.2)
 _MAX_REFINED_TRIALS = 3  # each one is minutes of fitting, and begins near its goal
 _DEFAULT_TUNING = Tuning()
 _LARGE_SCENE = 400_000  # a trial takes long: half the views, at most two trials below effort 7
@@ -490,7 +491,7 @@ def _level_plan(gaussians: Gaussians, measured: Contributions, cameras: list[Cam
         first = int(1.1 ** round(np.log(max(first, 1)) / np.log(1.1)))
         if (count, first) not in made:
             made.clear()
-            weights = np.where(ranks < first, _SHARE_OF_FIRST, 1.0) * measured.sum_weight
+            weights = np.where(ranks < first, _SHARE_OF_FIRST[gaussians.sh_degree > 0], 1.0) * measured.sum_weight
             merged = thumbnail_of(gaussians, weights, count)
             merged = scaled(merged, *best_look(merged, look_cameras, originals, shrink=True))
             if fit_views:

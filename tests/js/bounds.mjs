@@ -57,9 +57,9 @@ for (const [at, bytes, code, what] of [
   [22, [0, 0], "format", "gain"],
   [24, [1, 0x20], "format", "grow below"],
   [26, [0, 0], "format", "gain below"],
-  [24, u32(2 ** 32 - 1), "truncated", "length of the rANS stream"],
-  [24, u32(3), "truncated", "no states"],
-  [28, [0, 0, 0, 0], "format", "a state of 0"],
+  [28, u32(2 ** 32 - 1), "truncated", "length of the rANS stream"],
+  [28, u32(3), "truncated", "no states"],
+  [32, [0, 0, 0, 0], "format", "a state of 0"],
 ]) {
   await refused(container([parm, { ...first, payload: changed(tile.payload, at, bytes) }]), code, what);
 }

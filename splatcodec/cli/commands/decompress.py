@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--levels",
         type=nonnegative_int,
         metavar="N",
-        help="levels 1 to N, scaled so that there are no holes; 0 = the thumbnail (default: all)",
+        help="levels 1 to N, over the thumbnail until all are there; 0 = the thumbnail (default: all)",
     )
     part.add_argument(
         "--max-gaussians", type=positive_int, metavar="N", help="as much from the file's beginning as has at most N"

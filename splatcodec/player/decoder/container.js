@@ -213,7 +213,7 @@ export class TocReader {
  */
 export function parseToc(toc, header, known = STILL) {
   if (crc32(toc) !== header.tocCrc) {
-    throw new SplcError("checksum", "the checksum of the table of contents does not match", 32);
+    throw new SplcError("checksum", "the checksum does not match", 32);
   }
   const reader = new TocReader(toc);
   const features = [];

@@ -27,7 +27,7 @@ export const newModels = (count) => new Int32Array(count).fill(32768 << 7);
  */
 export function checkStream(bytes, from, length, logStates) {
   if (length > bytes.length - from) throw new SplcError("truncated", "the rANS stream is cut off", from);
-  if (length < 4 << logStates) throw new SplcError("truncated", "the rANS stream has no states", from);
+  if (length < 4 << logStates) throw new SplcError("truncated", "the rANS stream is cut off", from);
   if (length & 1) throw new SplcError("format", "the rANS stream has an odd number of bytes", from);
   for (let b = from; b < from + (4 << logStates); b += 4) {
     if (!(bytes[b + 2] | bytes[b + 3])) throw new SplcError("format", "a rANS state is out of range", b);
@@ -231,7 +231,7 @@ function frequenciesOf(weights) {
     if (weights[a]) missing -= freq[a] = Math.max(1, Math.floor((weights[a] * 4096) / total));
   }
   freq[largest] += missing;
-  if (freq[largest] < 1) throw new SplcError("format", "a table's weights cannot be normalised");
+  if (freq[largest] < 1) throw new SplcError("format", "a table's weight is out of range");
   return freq;
 }
 

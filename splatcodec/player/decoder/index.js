@@ -89,6 +89,7 @@ import { BLOCK } from "./tile.js";
  */
 
 const NEUTRAL = Object.freeze({ grow: 0, gain: 1024 });
+const AS_IT_IS = { own: NEUTRAL, under: NEUTRAL };
 const MAX_META_BYTES = 2 ** 24;
 /** Chunks with less between them are asked for together. */
 const GAP_BYTES = 65536;
@@ -540,7 +541,7 @@ class Session {
    * @returns {{ look: Look, under: Look | null }}
    */
   lookOf(level, tile) {
-    const { own, under } = this.looks.get(tile) ?? { own: NEUTRAL, under: NEUTRAL };
+    const { own, under } = this.looks.get(tile) ?? AS_IT_IS;
     return { look: level ? own : (under ?? NEUTRAL), under };
   }
 
@@ -571,7 +572,7 @@ class Session {
       this.kept?.delete(unit);
       // What it would have said of the look of its prefix may be lost, too.
       const { level, tile } = unit.entry;
-      if (level > (this.looks.get(tile)?.level ?? 0)) this.looks.set(tile, { level, own: NEUTRAL, under: NEUTRAL });
+      if (level > (this.looks.get(tile)?.level ?? 0)) this.looks.set(tile, { level, ...AS_IT_IS });
       return null;
     }
   }
