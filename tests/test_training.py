@@ -248,7 +248,7 @@ def context(splats, budget, seed=0, look=lambda count: []):
 
 
 def test_strategies_are_found():
-    assert set(strategies()) == {"adc", "errors", "mcmc"}
+    assert set(strategies()) == {"adc", "errors", "mcmc", "none"}
     assert "plain" in methods()
     with pytest.raises(UnknownIdError, match=r"known: .*mcmc"):
         TrainerOf(strategy="mcm")

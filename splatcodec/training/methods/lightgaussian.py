@@ -51,6 +51,7 @@ class LightGaussian(Method):
 
     name = "lightgaussian"
     makes_file = True
+    plain_until = _OF_NEW[0]
 
     def __init__(self, settings: TrainSettings) -> None:
         super().__init__(settings)
