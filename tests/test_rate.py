@@ -174,6 +174,25 @@ def test_noise_is_as_large_as_steps_say():
     assert float(moved.min()) > 0
 
 
+def test_levels_are_counted_as_the_encoder_codes_them(pool):
+    scene = sample_scene(2300, seed=3)
+    measured = contributions(scene, encoder_cameras(scene, num_views=4, size_px=64), equalize=True)
+    plan = make_plan(scene, measured, 2e-2, LossyOptions(prune=False), Tuning())
+    thumbnail = scene.selected(slice(0, 90))
+    levels = LevelPlan(np.arange(len(scene))[::-1].copy(), lambda count, level: thumbnail.selected(slice(0, count)))
+    encoded = encode_tiles(scene, plan, levels, pool)
+    assert len(encoded.level_counts) == 3
+    model = RateModel.fit(scene, plan, pool, levels)
+    found = model.estimate(tensors(scene))
+    size = 8 * len(api.pack_tiles(encoded, scene.metadata))
+    assert float(found.rate_est_bits) == pytest.approx(size, rel=0.015)
+    # The same bases and predictors again: the same values, whatever happened to the colours.
+    again = encode_tiles(scene.replaced(sh0=scene.sh0 + 0.01), plan, levels, pool, like=encoded.parameters)
+    for a, b in zip(again.parameters.models, encoded.parameters.models):
+        assert a.predictor is b.predictor
+    np.testing.assert_array_equal(again.parameters.color_basis, encoded.parameters.color_basis)
+
+
 # --- training ---
 
 
@@ -202,6 +221,10 @@ def test_rd_writes_the_file_whose_size_it_saw(dataset, tmp_path, sh_degree):
     scene = decoded(payload, tmp_path)
     assert len(scene) == len(result.gaussians)
     assert scene.sh_degree == sh_degree
+    # It decodes to what training drew last, whose parameters have moved on by one step.
+    for name in ("sh0", "shN"):
+        drawn, read = (np.sort(getattr(a, name).reshape(len(scene), -1), axis=0) for a in (method.found, scene))
+        assert np.abs(np.asarray(drawn) - read).mean() < 0.01 if read.size else True
 
 
 def test_a_dearer_bit_gives_a_smaller_file(dataset):

@@ -142,6 +142,7 @@ class Plan:
         direction_ridge: see `Tuning`.
         mixing: code by context mixing instead of tables.
         thumbnail_classes: geometry and colour class of merged Gaussians.
+        bit_price: mean squared error of the covered pixels, over views and channels, that a bit is worth at this slope.
     """
 
     kept: npt.NDArray[np.int64]
@@ -151,6 +152,7 @@ class Plan:
     view_weights: ViewWeights | None = None
     direction_ridge: float = 0.4
     mixing: bool = False
+    bit_price: float = 0.0
     thumbnail_classes: tuple[int, int] = (0, 0)
 
 
@@ -213,7 +215,10 @@ def make_plan(
     classes = np.stack([geometry_class, color_class], 1).astype(np.int32)
     finer = _THUMBNAIL_FINER[gaussians.sh_degree > 0]
     coarse = max(top - finer[0], 0), max(_top_class(tuning.color_top, color_base) - finer[1], 0)
-    return Plan(rows, classes, steps, color, view_weights, tuning.direction_ridge, thumbnail_classes=coarse)
+    bit_price = slope**2 * float(np.log(2) / 18 / max(c.sum_weight.sum(), 1.0))
+    return Plan(
+        rows, classes, steps, color, view_weights, tuning.direction_ridge, bit_price=bit_price, thumbnail_classes=coarse
+    )
 
 
 def _removable(removal: Floats, weight: Floats, limit: float, half_at: float) -> npt.NDArray[np.int64]:

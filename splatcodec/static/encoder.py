@@ -40,7 +40,7 @@ from ..render.camera import Camera, check_cameras, encoder_cameras
 from ..render.contribution import Contributions, contributions
 from ..render.cpu import render
 from ..render.rendering import Rendering
-from ..stages.parameters import COLOR_FIRST, OPACITY, SH_FIRST, SIZE_FIRST, SceneParameters, num_streams
+from ..stages.parameters import COLOR_FIRST, OPACITY, SH_FIRST, SIZE_FIRST, SceneParameters, StreamModel, num_streams
 from ..stages.tile import NEUTRAL, set_prefix_look
 from .cluster import EmittedTile, current_cluster, emitted
 from .decoder import BlankScene, group_units, worker_count
@@ -62,7 +62,7 @@ from .quantization import (
     tile_targets,
 )
 
-__all__ = ["EncodedTiles", "LevelPlan", "Refinement", "decode_encoded", "encode_lossy", "encode_tiles"]
+__all__ = ["EncodedTiles", "LevelPlan", "Refinement", "decode_encoded", "encode_lossy", "encode_tiles", "tile_jobs"]
 
 Progress = Callable[[str, float], None]
 Rows = npt.NDArray[np.int64]
@@ -133,13 +133,18 @@ class Refinement(Protocol):
         """
         ...
 
-    def after(self, scene: Gaussians, plan: Plan, rows: Rows, decoded: Gaussians) -> Gaussians:
-        """The scene with other opacities and colours, now that it is known what `rows` of it decode to."""
+    def after(
+        self, scene: Gaussians, plan: Plan, levels: LevelPlan, rows: Rows, decoded: Gaussians, pool: ThreadPoolExecutor
+    ) -> Gaussians:
+        """The scene with other opacities and colours, now that it is known what `rows` of it decode to.
+
+        It will be coded with the bases and predictors that it was coded with to get `decoded`.
+        """
         ...
 
 
 @dataclass(frozen=True)
-class _Job:
+class TileJob:
     """A level of a tile to be coded: rows of the scene, or of the thumbnail after it."""
 
     level: int
@@ -151,21 +156,30 @@ _ENTRY_BYTES = 16  # about, of the table of contents
 _BOX_SIGMAS = 3.0
 
 
-def encode_tiles(gaussians: Gaussians, plan: Plan, levels: LevelPlan, pool: ThreadPoolExecutor) -> EncodedTiles:
+def encode_tiles(
+    gaussians: Gaussians,
+    plan: Plan,
+    levels: LevelPlan,
+    pool: ThreadPoolExecutor,
+    *,
+    like: SceneParameters | None = None,
+) -> EncodedTiles:
     """Code the kept Gaussians of a cleaned scene.
 
     Args:
         gaussians: finite values only (`Gaussians.cleaned`).
         levels: in which order they are shown.
         pool: worker threads; the bytes do not depend on their number.
+        like: parameters of another encoding of the scene with this plan. With its colour bases and predictors values
+            are rounded as they were there, so that a scene fitted to that rounding decodes to what it was fitted to.
     """
     steps = plan.steps
-    bases = ColorBases.fit(gaussians, plan.kept, plan.color_weights)
+    bases = ColorBases.fit(gaussians, plan.kept, plan.color_weights) if like is None else ColorBases.of(like)
     cut = cut_tiles(gaussians.means, plan.kept)
-    scene, classes, jobs = _jobs(gaussians, plan, levels, cut)
+    scene, classes, jobs = tile_jobs(gaussians, plan, levels, cut)
     streams = num_streams(scene.sh_degree)
 
-    def make(job: _Job) -> Tile:
+    def make(job: TileJob) -> Tile:
         return make_tile(scene, job.rows, classes, steps, job.level, job.number)
 
     cluster = current_cluster()  # the same functions, on other machines
@@ -177,7 +191,10 @@ def encode_tiles(gaussians: Gaussians, plan: Plan, levels: LevelPlan, pool: Thre
     def targets_of(tile: Tile) -> TileTargets:
         return tile_targets(scene, tile, classes, steps, bases)
 
-    models = fit_predictors(tiles, targets_of, streams, pool)
+    if like is None:
+        models = fit_predictors(tiles, targets_of, streams, pool)
+    else:
+        models = [StreamModel(model.predictor) for model in like.models]
     fit_scales(models, tiles, targets_of, steps, bases, pool)
     feedback = None
     if plan.view_weights is not None:
@@ -249,9 +266,9 @@ def encode_tiles(gaussians: Gaussians, plan: Plan, levels: LevelPlan, pool: Thre
     return EncodedTiles(chunks, rows, parameters, counts.tolist(), rate_bits)
 
 
-def _jobs(
+def tile_jobs(
     gaussians: Gaussians, plan: Plan, levels: LevelPlan, cut: TileCut
-) -> tuple[Gaussians, npt.NDArray[np.int32], list[_Job]]:
+) -> tuple[Gaussians, npt.NDArray[np.int32], list[TileJob]]:
     """The scene with its thumbnail behind it, classes of both, and what is coded in file order."""
     n, kept = gaussians.num_gaussians, plan.kept
     level_of = np.ones(n, np.int64)
@@ -271,9 +288,9 @@ def _jobs(
         coarse = np.broadcast_to(np.array(plan.thumbnail_classes, np.int32), (len(thumbnail), 2))
         classes = np.concatenate([plan.classes, coarse])
         tile_of = cut.tile_of(thumbnail.means)
-        jobs += [_Job(0, int(t), n + np.flatnonzero(tile_of == t)) for t in tile_order]
+        jobs += [TileJob(0, int(t), n + np.flatnonzero(tile_of == t)) for t in tile_order]
     for level in range(1, len(shares) + 1):
-        jobs += [_Job(level, int(t), cut.rows[t][level_of[cut.rows[t]] == level]) for t in tile_order]
+        jobs += [TileJob(level, int(t), cut.rows[t][level_of[cut.rows[t]] == level]) for t in tile_order]
     return scene, classes, [job for job in jobs if len(job.rows)]
 
 
@@ -449,7 +466,8 @@ def encode_lossy(
             encoded = encode_tiles(scene, plan, levels, pool)
             if refinement:
                 decoded = decode_encoded(encoded, pool).replaced(metadata=scene.metadata)
-                return encode_tiles(refinement.after(scene, plan, encoded.order, decoded), plan, levels, pool)
+                fitted = refinement.after(scene, plan, levels, encoded.order, decoded, pool)
+                return encode_tiles(fitted, plan, levels, pool, like=encoded.parameters)
             return _with_fitted_colors(scene, plan, levels, encoded, views, measured, pool) if views else encoded
 
         _, best = search(encode)

@@ -28,6 +28,7 @@ from ..stages.parameters import (
     SH_FIRST,
     SHAPE_FIRST,
     SIZE_FIRST,
+    SceneParameters,
     StreamModel,
     num_streams,
     stream_group,
@@ -172,6 +173,11 @@ class ColorBases:
     color: npt.NDArray[np.int64]
     sh_color: npt.NDArray[np.int64]
     sh_band: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, parameters: SceneParameters) -> ColorBases:
+        """Those of a file."""
+        return cls(parameters.color_basis, parameters.sh_color_basis, parameters.sh_band_basis)
 
     @classmethod
     def fit(cls, gaussians: Gaussians, rows: npt.NDArray[np.int64], weights: Floats) -> ColorBases:

@@ -21,7 +21,11 @@ from ..render.camera import Camera
 from ..render.cpu import render
 from ..render.rasterize import rasterize
 
-__all__ = ["ATTRIBUTES", "FineTuneOptions", "Teacher", "fine_tune"]
+__all__ = ["ATTRIBUTES", "Coder", "FineTuneOptions", "Teacher", "fine_tune"]
+
+#: From the attributes, by the names of `ATTRIBUTES`, to what a decoder would make of them, differentiable straight
+#: through, and what their bits add to the loss.
+Coder = Callable[[dict[str, torch.Tensor]], tuple[dict[str, torch.Tensor], torch.Tensor]]
 
 #: Names of the attributes that can be fitted.
 ATTRIBUTES = ("means", "quats", "scales", "opacities", "sh0", "shN")
@@ -225,6 +229,7 @@ def fine_tune(
     steps: npt.NDArray[np.floating],
     options: FineTuneOptions | None = None,
     *,
+    coder: Coder | None = None,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Gaussians:
     """Fit the student's attributes to the teacher's pictures.
@@ -235,10 +240,11 @@ def fine_tune(
         steps: (N, 2): the geometry step (in standard deviations and log units) and the colour step (display units) of
             each Gaussian, as the encoder would quantize it; equal importance is assumed.
         options: how long, how fast and what.
+        coder: what quantization does to the attributes, and costs.
         progress: called with (iteration, iterations, covered PSNR of the view in dB).
     """
     with _one_thread():
-        return _fine_tune(student, teacher, steps, options or FineTuneOptions(), progress)
+        return _fine_tune(student, teacher, steps, options or FineTuneOptions(), coder, progress)
 
 
 @contextlib.contextmanager
@@ -257,6 +263,7 @@ def _fine_tune(
     teacher: Teacher,
     steps: npt.NDArray[np.floating],
     options: FineTuneOptions,
+    coder: Coder | None,
     progress: Callable[[int, int, float], None] | None,
 ) -> Gaussians:
     if not student.num_gaussians or not teacher.cameras or options.iterations < 1:
@@ -270,10 +277,13 @@ def _fine_tune(
         view = views.next()
         wanted = torch.from_numpy(teacher.pictures[view].astype(np.float32))
         leaves = parameters.noisy(options.noise, generator)
-        means, quats, scales, opacities, sh0, shN = leaves
+        seen, cost = dict(zip(ATTRIBUTES, leaves)), torch.tensor(0.0)
+        if coder:
+            seen, cost = coder(seen)
+        means, quats, scales, opacities, sh0, shN = (seen[name] for name in ATTRIBUTES)
         drawn = rasterize(means, quats, scales, opacities, sh0, shN, teacher.cameras[view], antialiased=antialiased)
         loss = picture_loss(drawn.rgb, drawn.alpha, wanted)
-        loss.backward()
+        (loss + cost).backward()
         views.errors[view] = loss.item()
         gradients = {name: leaf.grad for name, leaf in zip(ATTRIBUTES, leaves) if leaf.grad is not None}
         fall = 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * k / options.iterations))

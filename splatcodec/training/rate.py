@@ -39,13 +39,13 @@ from ..stages.parameters import (
     SHAPE_FIRST,
     SIZE_FIRST,
     SceneParameters,
-    StreamModel,
     num_streams,
     stream_group,
 )
 from ..stages.streams import COEFFICIENT_BITS, FEATURE_MEAN, FEATURE_NEAREST, FEATURE_OWN, choose_tables
 from ..stages.tile import num_states, stream_classes
 from ..stages.transform import position_bits
+from ..static.encoder import LevelPlan, tile_jobs
 from ..static.quantization import (
     ColorBases,
     Feedback,
@@ -77,7 +77,8 @@ class RateEstimate:
 
     Attributes:
         rate_est_bits: of the whole file; its gradient reaches log_scales, quats, opacity_logits, sh0 and shN.
-        gaussian_bits: (N,) float32 bits of each Gaussian without SH, sh_bits: (N,) of its SH. No gradient.
+        gaussian_bits: (N,) float32 bits of each Gaussian without SH, sh_bits: (N,) of its SH; 0 for what is not coded.
+            No gradient.
         sh0: (N, 1, 3), shN: (N, K-1, 3), opacity_logits: (N,): what a decoder would get. No gradient.
     """
 
@@ -105,17 +106,16 @@ class RateModel:
 
     Attributes:
         plan: which Gaussians, how precisely.
-        num_gaussians: N of the scene it was fitted on; every one must be in `plan.kept` for `estimate`.
-        tiles: in file order. models, bases: as in the file.
+        num_gaussians: N of the scene it was fitted on.
+        tiles: in file order, without those of merged Gaussians. parameters: as in the file.
         cost: (T, 2 * 512 + 1) float32 bits of residuals -512..512 by table.
-        fixed_bits: parameters, headers.
+        fixed_bits: parameters, headers, merged Gaussians.
     """
 
     plan: Plan
     num_gaussians: int
-    sh_degree: int
     tiles: list[Tile]
-    models: list[StreamModel]
+    parameters: SceneParameters
     bases: ColorBases
     feedback: Feedback | None
     cost: npt.NDArray[np.float32]
@@ -123,22 +123,26 @@ class RateModel:
     _rows: list[torch.Tensor] = field(default_factory=list)
 
     @classmethod
-    def fit(cls, gaussians: Gaussians, plan: Plan, pool: ThreadPoolExecutor) -> RateModel:
-        """Choose what the encoder chooses for a cleaned scene, all in one level.
+    def fit(
+        cls, gaussians: Gaussians, plan: Plan, pool: ThreadPoolExecutor, levels: LevelPlan | None = None
+    ) -> RateModel:
+        """Choose what the encoder chooses for a cleaned scene.
 
         Args:
             gaussians: N Gaussians, finite values only.
-            plan: must be one for tables (`mixing` off).
+            plan: which are coded, and how. Tables are assumed, also where it asks for context mixing.
             pool: threads; the result does not depend on their number.
+            levels: as for the encoder; None: all in one level.
         """
-        steps, classes = plan.steps, plan.classes
+        steps = plan.steps
         bases = ColorBases.fit(gaussians, plan.kept, plan.color_weights)
         cut = cut_tiles(gaussians.means, plan.kept)
-        jobs = [(k, rows) for k, rows in enumerate(cut.rows) if len(rows)]
-        tiles = list(pool.map(lambda job: make_tile(gaussians, job[1], classes, steps, 1, job[0]), jobs))
+        levels = levels or LevelPlan(np.arange(len(gaussians)), levels=False)
+        scene, classes, jobs = tile_jobs(gaussians, plan, levels, cut)
+        tiles = list(pool.map(lambda job: make_tile(scene, job.rows, classes, steps, job.level, job.number), jobs))
 
         def targets_of(tile: Tile) -> TileTargets:
-            return tile_targets(gaussians, tile, classes, steps, bases)
+            return tile_targets(scene, tile, classes, steps, bases)
 
         models = fit_predictors(tiles, targets_of, num_streams(gaussians.sh_degree), pool)
         fit_scales(models, tiles, targets_of, steps, bases, pool)
@@ -160,11 +164,21 @@ class RateModel:
             states = 4 * num_states(len(tile.rows))
             fixed += _TILE_BYTES + states + gaussians.sh_degree * (_LAYER_BYTES + states)
         model = cls(
-            plan, len(gaussians), gaussians.sh_degree, tiles, models, bases, feedback,
+            plan, len(gaussians), [tile for tile in tiles if tile.level], parameters, bases, feedback,
             _cost_table(build_tables(weights).freq), 8.0 * fixed,
         )  # fmt: skip
-        model._rows = [torch.from_numpy(tile.rows) for tile in tiles]
+        for tile in tiles:
+            if not tile.level:
+                exact = targets_of(tile)
+                bits, _ = model._count(tile, exact, quantize_tile(tile, exact, models, steps, bases))
+                model.fixed_bits += float(bits.sum()) + _interval_bits(tile.tree.intervals)
+        model._rows = [torch.from_numpy(tile.rows) for tile in model.tiles]
         return model
+
+    @property
+    def sh_degree(self) -> int:
+        """Of the scene."""
+        return self.parameters.sh_degree
 
     def estimate(self, attributes: Attributes) -> RateEstimate:
         """Quantize the attributes as the encoder would, and count.
@@ -189,7 +203,7 @@ class RateModel:
         targets, shape = self._targets(tile, attributes)
         exact = TileTargets(targets.detach().numpy(), shape.detach().numpy())
         steps = self.plan.steps
-        q = quantize_tile(tile, exact, self.models, steps, self.bases, self.feedback)
+        q = quantize_tile(tile, exact, self.parameters.models, steps, self.bases, self.feedback)
         bits, slopes = self._count(tile, exact, q)
         octree = float(tile.tree.intervals.size and _interval_bits(tile.tree.intervals))
         base = torch.from_numpy(bits[:SH_FIRST].sum(0) + bits[-1]) + octree / len(tile.rows)
@@ -237,7 +251,7 @@ class RateModel:
         bits = np.zeros((streams + 1, n), np.float32)
         slopes = np.zeros((streams, n), np.float32)
         tables = np.empty(n, np.uint8)
-        for stream, model in enumerate(self.models):
+        for stream, model in enumerate(self.parameters.models):
             classes = stream_classes(stream, q.values)
             choose_tables(
                 stream, stream_group(stream), model.mode, model.scale, classes, q.magnitudes, tile.tree.neighbors,

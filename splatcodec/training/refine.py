@@ -5,18 +5,21 @@ Two things in turn, the first only if asked for (docs/design/refinement.md):
 1. Compaction: Gaussians go by removal error, in rounds, and those that stay are fitted to the original's pictures with
    the quantizer in the loop: noise of the steps that the encoder will use keeps neighbours from relying on each other's
    exact values.
-2. Once geometry is coded, opacities and colours are fitted to what it decoded to, and coded.
+2. Once geometry is coded, opacities and colours are fitted to what it decoded to, and coded. Where there are harmonics
+   they are drawn as they will decode, and their bits count.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from .. import api
 from ..errors import ParameterError
@@ -24,7 +27,9 @@ from ..files import PathLike
 from ..gaussians import SH_C0, Gaussians
 from ..preprocess.plan import Plan, Tuning
 from ..render.camera import encoder_cameras
-from .fine_tune import FineTuneOptions, Teacher, fine_tune
+from ..static.encoder import LevelPlan
+from .fine_tune import Coder, FineTuneOptions, Teacher, fine_tune
+from .rate import RateModel
 
 __all__ = ["RefineOptions", "Refiner", "compress_refined"]
 
@@ -38,6 +43,8 @@ _ROUNDS = ((0.0, 0.2), (0.5, 0.2), (1.0, 0.6))
 _KEPT_PRUNE = 0.02  # what is left has become important: almost none of it goes later
 _COLOUR_SHARE = 0.25  # of the iterations of a compaction, each time geometry is coded
 _GAIN_DB = 1.5
+# Bits count so many times what a step is worth at the plan's slope: colours that are free to move save more than that.
+_BIT_WEIGHT = 3.0
 
 
 @dataclass(frozen=True)
@@ -118,8 +125,10 @@ class Refiner:
             rows = rows[chosen.kept]
         return scene, rows
 
-    def after(self, scene: Gaussians, plan: Plan, rows: Rows, decoded: Gaussians) -> Gaussians:
-        """Fit opacities and colours to the decoded geometry; see `static.encoder.Refinement`."""
+    def after(
+        self, scene: Gaussians, plan: Plan, levels: LevelPlan, rows: Rows, decoded: Gaussians, pool: ThreadPoolExecutor
+    ) -> Gaussians:
+        """Fit opacities and colours to the decoded geometry, as they will decode; see `static.encoder.Refinement`."""
         assert self._teacher is not None
         tell = self._tell("fitting colours")
         iterations = math.ceil((_COLOUR_SHARE if self.options.compact else 1.0) * self.options.iterations)
@@ -129,12 +138,22 @@ class Refiner:
             self._teacher,
             self._steps(plan)[rows],
             FineTuneOptions(iterations, attributes=_COLOURS),
+            coder=self._coder(scene, plan, levels, rows, pool),
             progress=tell,
         )
         changed = {name: getattr(scene, name).copy() for name in names}
         for name in names:
             changed[name][rows] = getattr(fitted, name)
         return scene.replaced(**changed)
+
+    def _coder(
+        self, scene: Gaussians, plan: Plan, levels: LevelPlan, rows: Rows, pool: ThreadPoolExecutor
+    ) -> Coder | None:
+        """What the encoder does to opacities and colours; None where it does not pay (docs/design/refinement.md)."""
+        if not scene.sh_degree:
+            return None
+        model = RateModel.fit(scene, plan, pool, levels)
+        return _colour_coder(model, scene, rows, _BIT_WEIGHT * plan.bit_price)
 
     def _steps(self, plan: Plan) -> npt.NDArray[np.float64]:
         """(N, 2) geometry steps in log units and colour steps in display units, of all rows of the planned scene."""
@@ -147,6 +166,25 @@ class Refiner:
                 self.progress(stage, done / count)
 
         return tell
+
+
+def _colour_coder(model: RateModel, scene: Gaussians, rows: Rows, price: float) -> Coder:
+    """Opacities and colours of `rows` as they decode, with their bits at `price`, loss a bit."""
+    fields = {"quats": "quats", "log_scales": "scales", "opacity_logits": "opacities", "sh0": "sh0", "shN": "shN"}
+    whole = {name: torch.from_numpy(getattr(scene, attribute)) for name, attribute in fields.items()}
+    at = torch.from_numpy(rows)
+
+    def code(attributes: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        changed = {
+            name: whole[name].index_copy(0, at, attributes[fields[name]]) for name in ("opacity_logits", "sh0", "shN")
+        }
+        found = model.estimate({**whole, **changed})
+        seen = dict(attributes)
+        for name, value in (("opacities", found.opacity_logits), ("sh0", found.sh0), ("shN", found.shN)):
+            seen[name] = attributes[name] + (value[at] - attributes[name]).detach()
+        return seen, price * found.rate_est_bits
+
+    return code
 
 
 def compress_refined(

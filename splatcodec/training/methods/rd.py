@@ -252,7 +252,8 @@ class RateDistortion(Method):
         if len(scene) != self.coder.model.num_gaussians:
             return None
         with ThreadPoolExecutor(threads or self.num_threads) as pool:
-            encoded = encode_tiles(scene, self.coder.plan, _one_level(scene), pool)
+            like = self.coder.model.parameters
+            encoded = encode_tiles(scene, self.coder.plan, _one_level(scene), pool, like=like)
         return api.pack_tiles(encoded, scene.metadata)
 
     def state(self) -> dict[str, Any]:
