@@ -23,7 +23,6 @@ from test_player import Handler, _need_chromium, node
 from splatcodec import api
 from splatcodec.cli.main import main
 from splatcodec.errors import LimitExceededError, UnsupportedError
-from splatcodec.gaussians import Gaussians
 from splatcodec.render.camera import Camera, evaluation_cameras
 from splatcodec.render.cpu import render
 from splatcodec.sample import sample_scene
@@ -107,7 +106,6 @@ def scenes(tmp_path_factory) -> Path:
     broken[45] ^= 0xFF
     (folder / "toc.splc").write_bytes(broken)
     (folder / "lossless.splc").write_bytes(api.compress(scene.selected(slice(0, 100)), lossless=True))
-    api.compress_sequence([Gaussians.empty(1)] * 3, folder / "moving.splc", group=2, effort=1)
     return folder
 
 
@@ -256,7 +254,6 @@ def test_damaged_files_and_wrong_addresses(address):
         "/scenes/headless.splc": "ends inside the header",
         "/scenes/toc.splc": "table of contents",
         "/scenes/lossless.splc": "lossless-1",
-        "/scenes/moving.splc": "moving scene",
         "/scenes/nothing.splc": "404",
         "https://example.com/scene.splc": "another site",
         "file:///etc/passwd": "http or https",
@@ -330,9 +327,8 @@ def test_exported_page_opens_from_disk(scenes, tmp_path):
 
 
 def test_exported_pages_are_refused_where_they_cannot_work(scenes, tmp_path, monkeypatch):
-    for name, feature in (("lossless", "lossless-1"), ("moving", "sequence-1")):
-        with pytest.raises(UnsupportedError, match=feature):
-            pages.export_html(scenes / f"{name}.splc", tmp_path / "a.html")
+    with pytest.raises(UnsupportedError, match="lossless-1"):
+        pages.export_html(scenes / "lossless.splc", tmp_path / "a.html")
     monkeypatch.setattr(pages, "MAX_EXPORT_BYTES", 100)
     with pytest.raises(LimitExceededError):
         pages.export_html(scenes / "scene.splc", tmp_path / "a.html")
@@ -387,9 +383,19 @@ def test_examples_of_other_engines_draw_the_scene(engine, package, scenes, tmp_p
 def test_the_page_names_all_modules():
     page = (PLAYER / "index.html").read_text()
     named = {PLAYER / path for path in re.findall(r'(?:src|href)="\./([^"]+\.js)"', page)}
-    others = {"ply.js", "spark.js", "playcanvas.js", "worker.js"}  # for programs and other engines
-    needed = {path for path in PLAYER.rglob("*.js") if path.name not in others}
-    assert named == needed
+    needed: set[Path] = set()
+
+    def visit(path: Path) -> None:
+        if path not in needed:
+            needed.add(path)
+            for name in re.findall(r'^(?:import|\} from)\b[^"\n]*"(\./[^"]+)"', path.read_text(), re.MULTILINE):
+                visit((path.parent / name).resolve())
+
+    for name in ("page.js", "loader.js", "sorter.js"):
+        visit((PLAYER / name).resolve())
+    # What only moving scenes need comes when one is there; other modules are for programs and other engines.
+    assert {path.resolve() for path in named} == needed
+    assert not any(path.name in ("clip.js", "moving.js") for path in needed)
     assert "'unsafe-inline'" not in page
     assert "'unsafe-eval'" not in page
 

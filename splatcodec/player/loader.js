@@ -15,7 +15,7 @@ import { open, SplcError } from "./decoder/index.js";
 /**
  * What a page sends.
  * @typedef {object} LoaderQuestion
- * @property {"open" | "plan" | "ack" | "pause"} ask
+ * @property {"open" | "plan" | "ack" | "pause" | "begin"} ask `begin`: the page is ready for a moving scene
  * @property {string} [url]
  * @property {Blob | Uint8Array | string} [content] instead of a URL; text is base64
  * @property {{ bytes: ArrayBuffer, range: string } | null} [first] the answer to the first request, if the page has it already
@@ -27,6 +27,8 @@ import { open, SplcError } from "./decoder/index.js";
  * @property {number[]} [lost] parts that are to be decoded again
  * @property {boolean} [paused]
  * @property {number} [bytes] of a part that was taken
+ * @property {number} [budget] Gaussians that a moving scene may have
+ * @property {number} [ahead] seconds of it to be fetched ahead
  */
 
 /** A table of contents of a scene of ten million Gaussians has 30 KB; one of more than this is an attack. */
@@ -450,9 +452,35 @@ function paddedSh(sh, count) {
 }
 
 const scope = /** @type {any} */ (globalThis);
-const loader = new Loader((message, transfer = []) => scope.postMessage(message, transfer));
+const post = (/** @type {any} */ message, /** @type {Transferable[]} */ transfer = []) => scope.postMessage(message, transfer);
+const loader = new Loader(post);
+
+/**
+ * Open a scene; if it moves, what plays it is loaded, here and in the page.
+ * @param {LoaderQuestion} question
+ */
+async function start(question) {
+  try {
+    if (!/\.json$/i.test(question.url?.replace(/[?#].*/, "") ?? "")) return await loader.start(question);
+  } catch (error) {
+    if (!(error instanceof SplcError) || !error.message.includes("sequence-1")) return loader.fail(error);
+  }
+  const begun = new Promise((resolve) => (scope.onmessage = (/** @type {MessageEvent} */ { data }) => data.ask === "begin" && resolve(data)));
+  post({ say: "moving" });
+  try {
+    const { ClipLoader } = await import("./clip_loader.js");
+    const { budget, ahead } = await begun;
+    const { content } = question;
+    const clip = new ClipLoader(post);
+    scope.onmessage = (/** @type {MessageEvent} */ { data }) => clip.hear(data);
+    await clip.start({ ...question, budget, ahead, content: typeof content === "string" ? fromBase64(content) : content }).catch((error) => clip.fail(error));
+  } catch (error) {
+    loader.fail(error);
+  }
+}
+
 scope.onmessage = (/** @type {MessageEvent<LoaderQuestion>} */ { data }) => {
-  if (data.ask === "open") loader.start(data).catch((error) => loader.fail(error));
+  if (data.ask === "open") start(data);
   else if (data.ask === "plan") loader.replan(data);
   else if (data.ask === "pause") {
     loader.paused = data.paused ?? false;

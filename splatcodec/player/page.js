@@ -22,20 +22,25 @@ const ADVICE = {
   format: "It may not be a .splc file, or be damaged.",
   truncated: "The file is not complete: copy or upload it again.",
   checksum: "The file is damaged: copy or upload it again.",
-  unsupported: "The player shows still scenes written with the default options of splatcodec compress.",
+  unsupported: "The player shows scenes written with the default options of splatcodec compress.",
   limit: "The file asks for more memory than is allowed.",
   network: "Check the address and the connection, then reload the page.",
   graphics: "Try another browser, or switch hardware acceleration on.",
 };
 
+/** The controls of a moving scene, loaded with the first one. @type {Promise<import("./timeline.js").Timeline> | null} */
+let timeline = null;
+
 /** @param {import("./player.js").PlayerState} state */
-function show({ phase, received, size: all, gaussians, total, notices, error }) {
+function show({ phase, received, size: all, gaussians, total, notices, error, clip }) {
   document.documentElement.dataset.phase = phase;
+  if (clip) timeline ??= import("./timeline.js").then(({ Timeline }) => new Timeline(/** @type {any} */ (globalThis).player));
+  timeline?.then((controls) => controls.show(/** @type {any} */ (globalThis).player.state.clip));
   const text = {
     empty: "Open a .splc file, or drop one here.",
     opening: "Opening ...",
     loading: `${digits(gaussians)} of ${digits(total)} Gaussians, ${size(received)} of ${size(all)}`,
-    complete: `${digits(gaussians)} Gaussians`,
+    complete: clip?.waiting ? "Waiting for the network ..." : `${digits(gaussians)} Gaussians`,
     failed: "",
   }[phase];
   const line = [text, notices[notices.length - 1]].filter((x) => x).join(". ");
@@ -52,7 +57,7 @@ function show({ phase, received, size: all, gaussians, total, notices, error }) 
 /** @param {unknown} error */
 function refuse(error) {
   const { message, code = "graphics" } = /** @type {any} */ (error);
-  show({ phase: "failed", received: 0, size: 0, gaussians: 0, total: 0, notices: [], error: { message, code } });
+  show({ phase: "failed", received: 0, size: 0, gaussians: 0, total: 0, notices: [], error: { message, code }, clip: null });
 }
 
 async function start() {
@@ -65,7 +70,10 @@ async function start() {
   const content = part("content");
   // An address that is none is refused by the player.
   const origin = address && URL.canParse?.(address, document.baseURI) ? new URL(address, document.baseURI).origin : "";
-  const options = { budget, otherOrigins: origins.includes(origin), onState: show };
+  // Nothing moves by itself for people who have asked for that.
+  const autoplay = query.get("play") !== "0" && !matchMedia("(prefers-reduced-motion: reduce)").matches;
+  const ahead = Number(query.get("ahead")) || undefined;
+  const options = { budget, autoplay, ahead, otherOrigins: origins.includes(origin), onState: show };
   const input = content ? { base64: content.textContent.trim() } : address;
   const player = input ? await Player.open(part("scene"), input, options) : new Player(part("scene"), options);
   Object.assign(globalThis, { player });

@@ -14,6 +14,7 @@ import { Scene } from "./scene.js";
 import { startLoader, startSorter } from "./workers.js";
 
 /** @typedef {import("./camera.js").View} View */
+/** @typedef {import("./clip.js").Clip} Clip */
 /** @typedef {import("./scene.js").Facts} Facts */
 /** @typedef {{ message: string, code: string }} Failure */
 
@@ -24,6 +25,9 @@ import { startLoader, startSorter } from "./workers.js";
  * @property {boolean} [controls] whether people can move the camera (yes)
  * @property {boolean} [cache] whether to keep downloaded chunks in Cache storage (yes)
  * @property {boolean} [otherOrigins] whether a scene may come from another origin (no)
+ * @property {boolean} [autoplay] whether moving scenes begin to play by themselves (yes)
+ * @property {number} [ahead] seconds of them to be fetched ahead (20)
+ * @property {boolean} [muted] whether their sound is off (no)
  * @property {(state: PlayerState) => void} [onState]
  * @property {{ loader: Worker, sorter: Worker }} [workers] that have been started already
  */
@@ -42,6 +46,7 @@ import { startLoader, startSorter } from "./workers.js";
  * @property {number} total in the file
  * @property {string[]} notices
  * @property {Failure | null} error
+ * @property {import("./clip.js").ClipState | null} clip of a moving scene
  */
 
 /** Frames that take longer lower the resolution while the camera moves. */
@@ -143,8 +148,10 @@ export class Player {
     this.rig = new Rig();
     /** A view that is given instead of the rig's. @type {(View & { width: number, height: number }) | null} */
     this.fixed = null;
-    /** @type {Scene | null} */
+    /** @type {Scene | Clip | null} */
     this.scene = null;
+    /** The same where it moves. @type {Clip | null} */
+    this.clip = null;
     /** @type {string[]} */
     this.notices = [];
     /** @type {Failure | null} */
@@ -190,7 +197,7 @@ export class Player {
   static async open(canvas, input, options = {}) {
     const asked = askedOf(input, options);
     const workers = newWorkers();
-    const first = asked.url ? prefetch(new URL(asked.url)) : Promise.resolve(null);
+    const first = asked.url && !/\.json$/i.test(new URL(asked.url).pathname) ? prefetch(new URL(asked.url)) : Promise.resolve(null);
     // On a slow link the graphics are not kept waiting.
     const soon = await Promise.race([first, new Promise((done) => setTimeout(done, PATIENCE_MS, undefined))]);
     if (soon !== undefined) workers.loader.postMessage({ ask: "open", ...asked, first: soon });
@@ -242,7 +249,39 @@ export class Player {
       damage: ({ message }) => this.notice(`A part of the scene is damaged and not shown: ${message}`),
       failed: (error) => this.fail(error),
       complete: () => this.completed(),
+      told: () => this.tell(),
+      moving: () => this.move(),
     };
+  }
+
+  /** The scene moves: what plays it is loaded, and takes its place. */
+  async move() {
+    const { scene } = this;
+    try {
+      const { Clip } = await import("./clip.js");
+      if (!scene || this.scene !== scene) return;
+      const { autoplay = true, muted, ahead, otherOrigins: crossOrigin } = this.options;
+      const workers = { loader: scene.loader, sorter: scene.sorter };
+      this.clip = this.scene = new Clip(this.renderer, this.budget, this.events(), workers, { autoplay, muted, ahead, crossOrigin });
+    } catch (error) {
+      this.fail({ message: `a part of the player cannot be loaded: ${/** @type {Error} */ (error).message}`, code: "internal" });
+    }
+  }
+
+  /** Play a moving scene. */
+  play() {
+    this.clip?.play();
+  }
+
+  /** Let a moving scene stand. */
+  pause() {
+    this.clip?.stop();
+  }
+
+  /** @param {number} seconds from its start */
+  seek(seconds) {
+    const { clip } = this;
+    clip?.seekFrame(Math.floor(seconds * clip.fps + 1e-6));
   }
 
   /** @param {Facts} facts */
@@ -260,7 +299,7 @@ export class Player {
   stand() {
     const { scene, rig } = this;
     const meta = scene?.facts?.meta ?? {};
-    const { center, radius } = /** @type {Scene} */ (scene).extent();
+    const { center, radius } = /** @type {Scene | Clip} */ (scene).extent();
     const up = numbers(meta.up) ?? upOf(meta.frame);
     const size = Math.hypot(...up);
     rig.extent = { center, radius, up: size > 0 ? [up[0] / size, up[1] / size, up[2] / size] : [0, -1, 0] };
@@ -339,7 +378,7 @@ export class Player {
       if (more || moving) this.draw();
       if (!this.ready && scene.hasPicture) this.stand();
       if (!this.ready) return;
-      const rests = now - this.movedAt > REST_MS;
+      const rests = now - this.movedAt > REST_MS && !this.clip?.running;
       this.adapt(rests);
       const view = this.view();
       const { width, height } = this.canvas;
@@ -349,7 +388,10 @@ export class Player {
         this.planAt = now;
         scene.plan();
       }
+      // A clip that shows the frame that it showed before is not drawn again.
+      if (this.clip && (!this.clip.fresh || this.clip.empty)) return;
       if (this.holdsBack(now, rests)) return;
+      if (this.clip) this.clip.fresh = false;
       renderer.draw(view, width, height, this.background, this.antialiased);
       this.measure();
       if (renderer.count && this.waiting) this.pictured();
@@ -466,7 +508,8 @@ export class Player {
       received: scene?.received ?? 0,
       size: scene?.facts?.size ?? 0,
       gaussians: scene?.shownGaussians ?? 0,
-      total: scene?.facts?.numGaussians ?? 0,
+      total: this.clip ? this.clip.shownGaussians : (scene?.facts?.numGaussians ?? 0),
+      clip: this.clip?.state ?? null,
     };
   }
 
@@ -532,7 +575,8 @@ export class Player {
   /** Let go of the scene. */
   unload() {
     this.scene?.close();
-    this.scene = null;
+    this.scene = this.clip = null;
+    this.renderer.cameras = null;
     this.waiting?.reject(new Error("another scene was loaded"));
     this.waiting = null;
     this.notices = [];

@@ -65,16 +65,28 @@ function shSource(degree) {
   }`;
 }
 
-/** @param {number} degree */
-const vertexSource = (degree) => `#version 300 es
+/** A camera in the texture of nodes: rotation, position as two floats an axis. */
+const NODE_TEXELS = 4;
+/** Nodes there may be, with the one that is none. */
+const MAX_NODES = 256;
+
+/** Where the camera is: the same for all, or one for each node, as its Gaussians see it before they move. */
+const CAMERA = "uniform mat3 rotation;\nuniform vec3 cameraHigh, cameraLow;";
+const NODE_CAMERA = `int node = ${NODE_TEXELS} * int(look.w);
+  vec4 n0 = texelFetch(nodes, ivec2(node, 0), 0), n1 = texelFetch(nodes, ivec2(node + 1, 0), 0);
+  vec4 n2 = texelFetch(nodes, ivec2(node + 2, 0), 0), n3 = texelFetch(nodes, ivec2(node + 3, 0), 0);
+  mat3 rotation = mat3(n0.xyz, vec3(n0.w, n1.xy), vec3(n1.zw, n2.x));
+  vec3 cameraHigh = n2.yzw, cameraLow = n3.xyz;`;
+
+/** @param {number} degree @param {boolean} moving */
+const vertexSource = (degree, moving) => `#version 300 es
 precision highp float;
 precision highp int;
 precision highp usampler2D;
 uniform usampler2D order, records, sh0, sh1, sh2;
 uniform int count;
 uniform sampler2D boxes, looks;
-uniform mat3 rotation;
-uniform vec3 cameraHigh, cameraLow;
+${moving ? "uniform sampler2D nodes;" : CAMERA}
 uniform vec4 lens;    // fx, fy, cx, cy
 uniform vec4 limits;  // of x/z to the left and right, of y/z to the top and bottom, where projection is linearised
 uniform vec2 size;
@@ -101,6 +113,7 @@ void main() {
   vec4 b2 = texelFetch(boxes, ivec2(4 * box.x + 2, box.y), 0);
   vec4 b3 = texelFetch(boxes, ivec2(4 * box.x + 3, box.y), 0);
   vec4 look = texelFetch(looks, box, 0);
+  ${moving ? NODE_CAMERA : ""}
 
   // Relative to the camera in two steps, so that a far origin costs no precision.
   vec3 offset = (b0.xyz - cameraHigh) - cameraLow;
@@ -168,7 +181,7 @@ void main() {
   paint = vec4(color.rgb * alpha, alpha);
 }`;
 
-const SAMPLERS = ["order", "records", "boxes", "looks", "sh0", "sh1", "sh2"];
+const SAMPLERS = ["order", "records", "boxes", "looks", "sh0", "sh1", "sh2", "nodes"];
 
 /** A context that is lost or cannot be had. */
 export class GraphicsError extends Error {}
@@ -194,7 +207,11 @@ export class Renderer {
     this.orderRows = 0;
     /** @type {Record<string, WebGLTexture>} */
     this.textures = {};
-    /** @type {Map<number, { program: WebGLProgram, uniforms: Uniforms }>} */
+    /** Cameras of the nodes of a moving scene: position and rows, 12 numbers each. @type {Float64Array | null} */
+    this.cameras = null;
+    /** @type {WebGLTexture | null} */
+    this.nodes = null;
+    /** By degree, and 4 more for moving scenes. @type {Map<number, { program: WebGLProgram, uniforms: Uniforms }>} */
     this.programs = new Map();
     this.create();
   }
@@ -205,7 +222,7 @@ export class Renderer {
     this.programs.clear();
     this.textures = {};
     this.capacity = this.count = 0;
-    this.order = null;
+    this.order = this.nodes = null;
     this.orderRows = 0;
     const corners = Array.from({ length: QUADS }, (_, k) => [0, 1, 2, 2, 1, 3].map((corner) => 4 * k + corner));
     gl.bindVertexArray(gl.createVertexArray());
@@ -223,16 +240,17 @@ export class Renderer {
    */
   begin(degree) {
     const { gl } = this;
-    if (this.programs.has(degree)) return;
+    const key = degree + (this.cameras ? 4 : 0);
+    if (this.programs.has(key)) return;
     const program = /** @type {WebGLProgram} */ (gl.createProgram());
-    for (const [kind, source] of [[gl.VERTEX_SHADER, vertexSource(degree)], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
+    for (const [kind, source] of [[gl.VERTEX_SHADER, vertexSource(degree, !!this.cameras)], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
       const shader = /** @type {WebGLShader} */ (gl.createShader(/** @type {number} */ (kind)));
       gl.shaderSource(shader, /** @type {string} */ (source));
       gl.compileShader(shader);
       gl.attachShader(program, shader);
     }
     gl.linkProgram(program);
-    this.programs.set(degree, { program, uniforms: {} });
+    this.programs.set(key, { program, uniforms: {} });
   }
 
   /**
@@ -253,7 +271,7 @@ export class Renderer {
   use(degree) {
     const { gl } = this;
     this.begin(degree);
-    const entry = /** @type {{ program: WebGLProgram, uniforms: Uniforms }} */ (this.programs.get(degree));
+    const entry = /** @type {{ program: WebGLProgram, uniforms: Uniforms }} */ (this.programs.get(degree + (this.cameras ? 4 : 0)));
     const { program, uniforms } = entry;
     if (!Object.keys(uniforms).length) {
       if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) {
@@ -352,10 +370,11 @@ export class Renderer {
    * @param {number} grow octaves
    * @param {number} gain
    * @param {boolean} sh whether SH coefficients are there
+   * @param {Uint8Array} [nodes] node of each block of a moving scene
    */
-  setLook(block, blocks, grow, gain, sh) {
+  setLook(block, blocks, grow, gain, sh, nodes) {
     const looks = new Float32Array(4 * blocks);
-    for (let k = 0; k < blocks; k++) looks.set([grow, gain, sh ? 1 : 0, 0], 4 * k);
+    for (let k = 0; k < blocks; k++) looks.set([grow, gain, sh ? 1 : 0, nodes ? nodes[k] : 0], 4 * k);
     this.upload("looks", block, blocks, 1, looks, 0);
   }
 
@@ -394,9 +413,10 @@ export class Renderer {
     gl.clear(gl.COLOR_BUFFER_BIT);
     if (!this.count) return;
     const uniforms = this.use(this.hasSh ? this.degree : 0);
+    if (this.cameras) this.setCameras(this.cameras);
     SAMPLERS.forEach((name, k) => {
       gl.activeTexture(gl.TEXTURE0 + k);
-      gl.bindTexture(gl.TEXTURE_2D, name === "order" ? this.order : (this.textures[name] ?? null));
+      gl.bindTexture(gl.TEXTURE_2D, name === "order" ? this.order : name === "nodes" ? this.nodes : (this.textures[name] ?? null));
     });
     gl.uniform1i(uniforms.count, this.count);
     const { rows, position, fx, fy, cx, cy, near } = view;
@@ -412,6 +432,29 @@ export class Renderer {
     gl.uniform1f(uniforms.near, near);
     gl.uniform1i(uniforms.antialiased, antialiased ? 1 : 0);
     gl.drawElementsInstanced(gl.TRIANGLES, 6 * QUADS, gl.UNSIGNED_SHORT, 0, Math.ceil(this.count / QUADS));
+  }
+
+  /**
+   * Cameras of nodes into their texture.
+   * @param {Float64Array} cameras
+   */
+  setCameras(cameras) {
+    const { gl } = this;
+    this.nodes ??= this.makeTexture(gl.RGBA32F, NODE_TEXELS * MAX_NODES, 1);
+    const count = cameras.length / 12;
+    const texels = new Float32Array(16 * count);
+    for (let k = 0; k < count; k++) {
+      const [position, rows] = [cameras.subarray(12 * k, 12 * k + 3), cameras.subarray(12 * k + 3, 12 * k + 12)];
+      for (let j = 0; j < 9; j++) texels[16 * k + j] = rows[3 * (j % 3) + Math.floor(j / 3)];
+      for (let j = 0; j < 3; j++) {
+        const high = Math.fround(position[j]);
+        texels[16 * k + 9 + j] = high;
+        texels[16 * k + 12 + j] = position[j] - high;
+      }
+    }
+    gl.activeTexture(gl.TEXTURE0 + SAMPLERS.indexOf("nodes"));
+    gl.bindTexture(gl.TEXTURE_2D, this.nodes);
+    gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, NODE_TEXELS * count, 1, gl.RGBA, gl.FLOAT, texels);
   }
 
   /**
@@ -434,6 +477,7 @@ export class Renderer {
     for (const texture of Object.values(this.textures)) gl.deleteTexture(texture);
     for (const { program } of this.programs.values()) gl.deleteProgram(program);
     gl.deleteTexture(this.order);
+    gl.deleteTexture(this.nodes);
     this.textures = {};
     this.programs.clear();
     this.capacity = this.count = 0;

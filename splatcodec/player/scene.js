@@ -66,6 +66,8 @@ const SAMPLES = 1024;
  * @property {(error: { message: string, code: string }) => void} damage a part cannot be shown
  * @property {(error: { message: string, code: string }) => void} failed
  * @property {(received: number) => void} complete all that is wanted is there
+ * @property {() => void} [told] something else is to be said
+ * @property {() => void} [moving] the scene moves: a Clip (clip.js) takes its place
  */
 
 export class Scene {
@@ -132,6 +134,7 @@ export class Scene {
     if (this.closed) return;
     const { say } = message;
     if (say === "opened") this.opened(message);
+    else if (say === "moving") this.events.moving?.();
     else if (say === "part") this.arrived(message);
     else if (say === "notice") this.events.notice(message.message);
     else if (say === "damage") this.damaged(message);
@@ -506,34 +509,9 @@ export class Scene {
     }
   }
 
-  /**
-   * Where the scene is: the box that 5 to 95 % of the opacity lie in on each axis, what lies far outside left out.
-   * @returns {{ center: [number, number, number], radius: number }}
-   */
+  /** Where the scene is. */
   extent() {
-    const count = this.samples.length / 4;
-    const axes = [0, 1, 2].map((axis) => Float64Array.from({ length: count }, (_, k) => this.samples[4 * k + axis]));
-    const weights = Float64Array.from({ length: count }, (_, k) => this.samples[4 * k + 3]);
-    /** Values under which lie these shares of the opacity. @type {(values: Float64Array, shares: number[]) => number[]} */
-    const among = (values, shares) => {
-      const order = Uint32Array.from(values, (_, k) => k).sort((a, b) => values[a] - values[b]);
-      const total = weights.reduce((sum, weight) => sum + weight, 0);
-      return shares.map((share) => {
-        let left = share * total;
-        for (const k of order) if (weights[k] && (left -= weights[k]) <= 0) return values[k];
-        return count ? values[order[count - 1]] : 0;
-      });
-    };
-    const [x, y, z] = axes.map((values) => among(values, [0.5])[0]);
-    const distances = weights.map((_, k) => Math.hypot(axes[0][k] - x, axes[1][k] - y, axes[2][k] - z));
-    const [usual] = among(distances, [0.5]);
-    for (let k = 0; k < count; k++) if (distances[k] > 6 * usual) weights[k] = 0;
-    const ends = axes.map((values) => among(values, [0.05, 0.95]));
-    const low = ends.map((pair) => pair[0]);
-    const high = ends.map((pair) => pair[1]);
-    const center = /** @type {[number, number, number]} */ (low.map((x, k) => (x + high[k]) / 2));
-    const radius = Math.hypot(...low.map((x, k) => (high[k] - x) / 2));
-    return { center, radius: radius > 1e-30 && radius < 1e30 ? radius : 1 };
+    return extentOf(this.samples);
   }
 
   /** @param {boolean} paused */
@@ -550,4 +528,35 @@ export class Scene {
     this.tiles.clear();
     this.spare = undefined;
   }
+}
+
+/**
+ * Where the scene is: the box that 5 to 95 % of the opacity lie in on each axis, what lies far outside left out.
+ * @param {number[]} samples position and opacity of some Gaussians
+ * @returns {{ center: [number, number, number], radius: number }}
+ */
+export function extentOf(samples) {
+  const count = samples.length / 4;
+  const axes = [0, 1, 2].map((axis) => Float64Array.from({ length: count }, (_, k) => samples[4 * k + axis]));
+  const weights = Float64Array.from({ length: count }, (_, k) => samples[4 * k + 3]);
+  /** Values under which lie these shares of the opacity. @type {(values: Float64Array, shares: number[]) => number[]} */
+  const among = (values, shares) => {
+    const order = Uint32Array.from(values, (_, k) => k).sort((a, b) => values[a] - values[b]);
+    const total = weights.reduce((sum, weight) => sum + weight, 0);
+    return shares.map((share) => {
+      let left = share * total;
+      for (const k of order) if (weights[k] && (left -= weights[k]) <= 0) return values[k];
+      return count ? values[order[count - 1]] : 0;
+    });
+  };
+  const [x, y, z] = axes.map((values) => among(values, [0.5])[0]);
+  const distances = weights.map((_, k) => Math.hypot(axes[0][k] - x, axes[1][k] - y, axes[2][k] - z));
+  const [usual] = among(distances, [0.5]);
+  for (let k = 0; k < count; k++) if (distances[k] > 6 * usual) weights[k] = 0;
+  const ends = axes.map((values) => among(values, [0.05, 0.95]));
+  const low = ends.map((pair) => pair[0]);
+  const high = ends.map((pair) => pair[1]);
+  const center = /** @type {[number, number, number]} */ (low.map((x, k) => (x + high[k]) / 2));
+  const radius = Math.hypot(...low.map((x, k) => (high[k] - x) / 2));
+  return { center, radius: radius > 1e-30 && radius < 1e30 ? radius : 1 };
 }

@@ -11,6 +11,8 @@
  * @property {Int32Array} [blocks]
  * @property {Uint32Array} [records] of `put`, 4 words a Gaussian
  * @property {Float32Array} [boxes] of `put`, 16 numbers a block
+ * @property {Uint16Array} [sizes] of `put`: Gaussians of each block, where blocks are not full but for the last
+ * @property {Uint8Array} [nodes] of `put`: node of each block, 0 if not given
  * @property {boolean} [shown]
  * @property {SorterView} [view]
  * @property {number} [id] of a `sort`, given back
@@ -23,6 +25,7 @@
  * @property {number[]} rows 9 numbers: right, down, forward
  * @property {number} near
  * @property {number[]} tangents of the edges of the picture: left, right, top, bottom, outwards
+ * @property {ArrayLike<number>} [cameras] position and rows, 12 numbers, as each node sees them; the first is the camera
  */
 
 const BLOCK = 256;
@@ -34,8 +37,11 @@ let positions = new Uint16Array(0);
 let boxes = new Float32Array(0);
 let counts = new Uint16Array(0);
 let shown = new Uint8Array(0);
+let nodeOf = new Uint8Array(0);
 const histogram = new Uint32Array(KEYS + 1);
 let depths = new Float32Array(0);
+/** Position and rows of the camera, as each node sees them. */
+let cameras = new Float64Array(12);
 const float = new Float32Array(1);
 const bits = new Uint32Array(float.buffer);
 
@@ -45,14 +51,16 @@ function bitsOf(value) {
   return bits[0];
 }
 
-/** @param {Required<Pick<SorterQuestion, "blocks" | "records" | "boxes">>} question */
-function put({ blocks, records, boxes: own }) {
+/** @param {Required<Pick<SorterQuestion, "blocks" | "records" | "boxes">> & SorterQuestion} question */
+function put({ blocks, records, boxes: own, sizes, nodes }) {
   const count = records.length / 4;
   blocks.forEach((block, k) => {
     boxes.set(own.subarray(16 * k, 16 * k + 16), 16 * block);
-    const size = Math.min(BLOCK, count - BLOCK * k);
+    const size = sizes ? sizes[k] : Math.min(BLOCK, count - BLOCK * k);
     counts[block] = size;
-    shown[block] = 0;
+    // A block of a moving scene comes again and stays shown.
+    if (!sizes) shown[block] = 0;
+    if (nodes) nodeOf[block] = nodes[k];
     let to = 3 * BLOCK * block;
     for (let from = 4 * BLOCK * k, end = from + 4 * size; from < end; from += 4) {
       positions[to++] = records[from];
@@ -67,8 +75,10 @@ function put({ blocks, records, boxes: own }) {
  * @param {number} block
  * @param {SorterView} view
  */
-function isSeen(block, { position, rows, near, tangents }) {
+function isSeen(block, { near, tangents }) {
   const at = 16 * block;
+  const position = cameras.subarray(12 * nodeOf[block]);
+  const rows = position.subarray(3);
   let radius = 0;
   const offset = [0, 0, 0];
   for (let k = 0; k < 3; k++) {
@@ -100,7 +110,8 @@ function isSeen(block, { position, rows, near, tangents }) {
  * @param {ArrayBuffer | undefined} spare
  */
 function sorted(view, spare) {
-  const { position, rows, near } = view;
+  const { near } = view;
+  cameras = Float64Array.from(view.cameras ?? [...view.position, ...view.rows]);
   let most = 0;
   const seen = [];
   for (let block = 0; block < shown.length; block++) {
@@ -111,25 +122,27 @@ function sorted(view, spare) {
   }
   if (depths.length < most) depths = new Float32Array(Math.ceil(1.1 * most));
   const order = spare && spare.byteLength >= 4 * most ? new Uint32Array(spare) : new Uint32Array(most);
-  const [fx, fy, fz] = rows.slice(6);
   let lowest = Infinity;
   let highest = 0;
   let at = 0;
   let drawn = 0;
   for (const block of seen) {
     const box = 16 * block;
+    const camera = 12 * nodeOf[block];
+    const [x, y, z] = [cameras[camera], cameras[camera + 1], cameras[camera + 2]];
+    const [fx, fy, fz] = [cameras[camera + 9], cameras[camera + 10], cameras[camera + 11]];
     const dx = fx * boxes[box + 3];
     const dy = fy * boxes[box + 4];
     const dz = fz * boxes[box + 5];
     const start =
-      fx * (boxes[box] - position[0]) + fy * (boxes[box + 1] - position[1]) + fz * (boxes[box + 2] - position[2]);
+      fx * (boxes[box] - x) + fy * (boxes[box + 1] - y) + fz * (boxes[box + 2] - z);
     for (let k = 3 * BLOCK * block, end = k + 3 * counts[block]; k < end; k += 3) {
-      const z = start + dx * positions[k] + dy * positions[k + 1] + dz * positions[k + 2];
-      depths[at++] = z;
-      if (z > near) {
+      const depth = start + dx * positions[k] + dy * positions[k + 1] + dz * positions[k + 2];
+      depths[at++] = depth;
+      if (depth > near) {
         drawn++;
-        if (z < lowest) lowest = z;
-        if (z > highest) highest = z;
+        if (depth < lowest) lowest = depth;
+        if (depth > highest) highest = depth;
       }
     }
   }
@@ -157,14 +170,15 @@ function sorted(view, spare) {
 
 const scope = /** @type {any} */ (globalThis);
 scope.onmessage = (/** @type {MessageEvent<SorterQuestion>} */ { data }) => {
-  const { ask, capacity = 0, blocks = new Int32Array(0), records, boxes: own, view, spare } = data;
+  const { ask, capacity = 0, blocks = new Int32Array(0), records, boxes: own, sizes, nodes, view, spare } = data;
   if (ask === "size") {
     positions = new Uint16Array(3 * BLOCK * capacity);
     boxes = new Float32Array(16 * capacity);
     counts = new Uint16Array(capacity);
     shown = new Uint8Array(capacity);
+    nodeOf = new Uint8Array(capacity);
   } else if (ask === "put" && records && own) {
-    put({ blocks, records, boxes: own });
+    put({ ask, blocks, records, boxes: own, sizes, nodes });
   } else if (ask === "show") {
     for (const block of blocks) shown[block] = data.shown ? 1 : 0;
   } else if (ask === "sort" && view) {

@@ -31,6 +31,8 @@ _WORKERS = ("loader.js", "sorter.js")
 # What other engines and programs use, no page.
 _FOR_PROGRAMS = ("ply.js", "spark.js", "playcanvas.js", "decoder/worker.js")
 _IMPORT = re.compile(r'^import\s+(?:(?P<what>\{[^}]*\}|\*\s+as\s+\w+)\s+from\s+)?"(?P<path>\./[^"]+)";$', re.MULTILINE)
+_LATER = re.compile(r'\bimport\("(?P<path>\./[^"]+)"\)')
+_PLAYABLE = {"lossy-1", "extras-1", "sequence-1"}
 _EXPORT = re.compile(
     r"^export (?P<kind>async function\*?|function\*?|class|const) (?P<name>[A-Za-z_$][\w$]*)", re.MULTILINE
 )
@@ -54,7 +56,7 @@ def check_playable(path: PathLike) -> dict[str, object]:
     from ..bitstream.container import Container
 
     with Container.open(path) as container:
-        archive = sorted({feature.name for feature in container.features if feature.required} - {"lossy-1", "extras-1"})
+        archive = sorted({feature.name for feature in container.features if feature.required} - _PLAYABLE)
         if archive:
             raise UnsupportedError(
                 f"the player cannot show files that need {', '.join(archive)}",
@@ -77,7 +79,7 @@ def bundle(entry: str = "page.js") -> str:
             return
         modules[name] = ""  # a cycle would meet this
         source = _IN_BUNDLE if name == "workers.js" else (_PLAYER / name).read_text(encoding="utf-8")
-        for match in _IMPORT.finditer(source):
+        for match in (*_IMPORT.finditer(source), *_LATER.finditer(source)):
             visit(posixpath.normpath(posixpath.join(posixpath.dirname(name), match["path"])))
         modules[name] = _as_function(name, source)
 
@@ -119,9 +121,14 @@ def _as_function(name: str, source: str) -> str:
         names = re.sub(r"(\w+)\s+as\s+(\w+)", r"\1: \2", match["what"])
         return f"const {names} = {call};"
 
+    def later(match: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(name), match["path"]))
+        return f"Promise.resolve().then(() => use({json.dumps(path)}))"
+
     exports = [match["name"] for match in _EXPORT.finditer(source)]
     for match in _EXPORT_LIST.finditer(source):
         exports += [part.strip() for part in match["names"].split(",") if part.strip()]
+    source = _LATER.sub(later, source)
     body = _EXPORT_LIST.sub("", _EXPORT.sub(r"\g<kind> \g<name>", _IMPORT.sub(imported, source)))
     left = re.search(r"^(?:import|export)\b.*|\bimport\.meta\b.*", body, re.MULTILINE)
     if left or " as " in "".join(exports):

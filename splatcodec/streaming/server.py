@@ -27,6 +27,7 @@ from urllib.parse import quote
 
 from ..errors import BackendUnavailableError, ParameterError, SplatCodecError
 from ..files import os_error
+from .package import AUDIO_TYPES
 from .pages import MEDIA_TYPE, check_playable, player_files
 
 if TYPE_CHECKING:
@@ -61,10 +62,13 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".css": "text/css; charset=utf-8",
 }
+# Of scenes, and what else a package of a moving scene holds.
+_SCENE_TYPES = {".splc": MEDIA_TYPE, ".json": "application/json"} | AUDIO_TYPES
+_MANIFEST = "manifest.json"
 # What scripts, workers included, may do: the same as the page's own policy.
 _POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self'; connect-src 'self'; "
-    "style-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+    "style-src 'self'; img-src data:; media-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
 )
 _COMMON = {
     "X-Content-Type-Options": "nosniff",
@@ -118,13 +122,17 @@ class ServeOptions:
 
 
 def list_scenes(target: Path) -> list[str]:
-    """Paths of `.splc` files that a file or folder offers, relative to it, at most 10,000."""
+    """Paths of scenes that a file or folder offers: `.splc` files and manifests of packages, at most 10,000."""
     if target.is_file():
         return [target.name]
     found = []
     for folder, folders, names in os.walk(target):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         inside = Path(folder).relative_to(target)
+        if _MANIFEST in names:  # what else is there are its segments
+            found.append((inside / _MANIFEST).as_posix())
+            folders.clear()
+            continue
         for name in sorted(names):
             path = _resolve(target, (inside / name).as_posix())
             if path is not None and path.is_file():
@@ -139,14 +147,17 @@ def _resolve(target: Path, relative: str) -> Path | None:
     parts = relative.split("/")
     if any(not part or part.startswith(".") or "\\" in part or "\0" in part or ":" in part for part in parts):
         return None
-    if not relative.lower().endswith(".splc"):
+    suffix = os.path.splitext(relative)[1].lower()
+    if suffix not in _SCENE_TYPES or (suffix == ".json" and parts[-1] != _MANIFEST):
         return None
     if target.is_file():
-        return target.resolve() if relative == target.name else None
+        return target.resolve() if relative == target.name and suffix == ".splc" else None
     root = target.resolve()
     try:
         # Links are followed first: one that leads out of the folder is as if it were not there.
         path = root.joinpath(*parts).resolve()
+        if suffix not in (".splc", ".json") and not path.with_name(_MANIFEST).is_file():
+            return None
     except (OSError, ValueError, RuntimeError):
         return None
     return path if path.is_relative_to(root) else None
@@ -210,6 +221,8 @@ def create_app(target: Path, options: ServeOptions) -> Starlette:
     async def home(request: Request) -> Response:
         if target.is_file():
             return RedirectResponse(player_url(target.name), 307, {**_COMMON, "Cache-Control": "no-cache"})
+        if (target / _MANIFEST).is_file():
+            return RedirectResponse(player_url(_MANIFEST), 307, {**_COMMON, "Cache-Control": "no-cache"})
         rows = "".join(
             f'<li><a href="{html.escape(player_url(scene))}">{html.escape(scene)}</a></li>'
             for scene in list_scenes(target)
@@ -285,7 +298,7 @@ async def _send_scene(request: Request, target: Path, options: ServeOptions) -> 
         return Response("not found", 404, headers, "text/plain")
     size = facts.st_size
     etag = f'"{facts.st_mtime_ns:x}-{size:x}-{facts.st_ino:x}"'
-    headers |= {"ETag": etag, "Content-Type": MEDIA_TYPE}
+    headers |= {"ETag": etag, "Content-Type": _SCENE_TYPES[os.path.splitext(request.url.path)[1].lower()]}
     asked = request.headers.get("range")
     if asked is not None and request.headers.get("if-range", etag).strip() != etag:
         asked = None

@@ -5,6 +5,7 @@ import { readFileSync } from "node:fs";
 import { crc32 } from "../../splatcodec/player/decoder/container.js";
 import { openMoving, SplcError } from "../../splatcodec/player/decoder/moving.js";
 import { Container } from "../../splatcodec/player/decoder/sequence.js";
+import { PackageGroups } from "../../splatcodec/player/segments.js";
 import { digest, pieces, rejection, report, sameBits } from "./common.mjs";
 import { random } from "./generate.mjs";
 import { unpackFrame } from "./unpack.mjs";
@@ -169,6 +170,21 @@ const jobs = {
       file.close();
     }
     report({ ...totals, ...worst });
+  },
+
+  /** Manifests that are not what they should be are refused, and nothing but files beside them is asked for. */
+  async manifests(path) {
+    const address = "https://here.example/a/manifest.json";
+    for (const { name, text } of JSON.parse(readFileSync(path, "utf8"))) {
+      const asked = [];
+      const fetcher = async (url) => {
+        asked.push(url);
+        return new TextEncoder().encode(url === address ? text : "nothing");
+      };
+      const error = await rejection(() => PackageGroups.open(address, fetcher));
+      const { code, message } = error ?? {};
+      report({ name, code, message, asked, typed: error instanceof SplcError });
+    }
   },
 
   /** Damage gives frames or one typed error, soon. */

@@ -45,6 +45,73 @@ const jobs = {
     report({ ...(await stateOf(page)), problems: page.problems, asked: page.asked });
   },
 
+  /** Pictures of frames of a moving scene through given cameras, as raw RGBA files; then it plays, with what is asked. */
+  async clip(browser, url, viewsPath, folder, seconds, numbers = "[]", buffered = "") {
+    const page = await opened(browser, url);
+    await ended(page);
+    const views = JSON.parse(readFileSync(viewsPath));
+    const frames = [];
+    for (const [k, number] of JSON.parse(numbers).entries()) {
+      const text = await page.evaluate(async ([view, number]) => {
+        player.pause();
+        player.setView(view);
+        player.clip.seekFrame(number);
+        const end = performance.now() + 30_000;
+        while (player.state.clip.frame !== number || player.clip.shown?.number !== number || player.clip.shown.epoch !== player.clip.epoch) {
+          if (performance.now() > end) throw new Error(`frame ${number} does not come`);
+          await new Promise((done) => setTimeout(done, 10));
+        }
+        await player.settled();
+        const { pixels } = player.snapshot();
+        let out = "";
+        for (let at = 0; at < pixels.length; at += 32768) out += String.fromCharCode(...pixels.subarray(at, at + 32768));
+        return btoa(out);
+      }, [views[k % views.length], number]);
+      writeFileSync(`${folder}/${number}.rgba`, Buffer.from(text, "base64"));
+      frames.push(await page.evaluate(() => player.state.gaussians));
+    }
+    const log = { frames };
+    if (Number(seconds)) {
+      if (buffered) {
+        await page.evaluate(() => player.pause());
+        await page.waitForFunction(() => player.clip.buffered.some(([from, to]) => from === 0 && to === player.state.clip.numFrames), null, { timeout: 60_000 });
+      }
+      await page.evaluate(() => {
+        globalThis.log = [];
+        player.setView(null);
+        player.clip.loop(false);
+        player.clip.shows = player.clip.dropped = 0;
+        player.clip.groupsShown.clear();
+        player.seek(0);
+        player.play();
+        globalThis.began = performance.now();
+        globalThis.watch = setInterval(() => {
+          const { waiting, quality, frame, playing } = player.state.clip;
+          const { rate } = player.clip;
+          globalThis.log.push({ ms: Math.round(performance.now() - began), waiting, quality, frame, playing, rate });
+          if (!playing) globalThis.took ??= performance.now() - began;
+        }, 50);
+      });
+      // The test may do something to the link from now on.
+      writeFileSync(`${folder}/playing`, "");
+      await page.waitForFunction(() => globalThis.took || ["failed"].includes(document.documentElement.dataset.phase), null, { timeout: 1000 * Number(seconds), polling: 50 }).catch(() => {});
+      Object.assign(log, await page.evaluate(() => ({
+        took: globalThis.took ?? null, log: globalThis.log, shows: player.clip?.shows, dropped: player.clip?.dropped,
+        groups: [...(player.clip?.groupsShown ?? [])],
+      })));
+    }
+    const controls = await page.evaluate(() => ({
+      hidden: document.getElementById("clip").hidden, play: document.getElementById("play").textContent,
+      value: document.getElementById("seek").value, text: document.getElementById("seek").getAttribute("aria-valuetext"),
+      names: [...document.querySelectorAll("#clip :is(button, input, select)")].map((e) => e.ariaLabel || e.textContent),
+    }));
+    const shown = await page.evaluate(() => {
+      const box = document.getElementById("error");
+      return { text: box.hidden ? "" : box.textContent };
+    });
+    report({ ...(await stateOf(page)), ...log, ...shown, controls, problems: page.problems, asked: page.asked });
+  },
+
   /** What is in the picture while the scene comes. */
   async progress(browser, url) {
     const page = await opened(browser, url, {}, () => {
@@ -90,6 +157,7 @@ const jobs = {
     const load = async (url) => {
       await page.evaluate(async (url) => {
         await player.load(url);
+        player.pause();
         await player.settled();
       }, url);
       return page.evaluate(() => player.memory.gpu);

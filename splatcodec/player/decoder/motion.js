@@ -6,7 +6,12 @@ import { Coder, IntegerList, newModels, readTables } from "./entropy.js";
 /** @typedef {import("./base.js").Base} Base */
 /** @typedef {import("./base.js").BaseTile} BaseTile */
 
-export const [POSITION, TURN, SIZE, OPACITY, COLOR, SH] = [0, 1, 2, 3, 4, 5];
+export const POSITION = 0;
+export const TURN = 1;
+export const SIZE = 2;
+export const OPACITY = 3;
+export const COLOR = 4;
+export const SH = 5;
 export const TRACKS = 6;
 const HEAD_BYTES = 32;
 const TRAJ_HEAD_BYTES = 12;
