@@ -20,11 +20,12 @@ from splatcodec import api
 from splatcodec.bitstream.container import Chunk, Container, Feature, read_varint, write_container, write_varint
 from splatcodec.cli.main import main
 from splatcodec.errors import FormatError, SplatCodecError, SplatCodecWarning, UnsupportedError
-from splatcodec.formats import formats, write
+from splatcodec.formats import _native_splat, formats, write
 from splatcodec.formats._native import by_code, by_name
 from splatcodec.formats.base import WriteOptions
 from splatcodec.gaussians import Gaussians
 from splatcodec.sample import sample_scene
+from splatcodec.stages.inversions import inversions_of, places_of
 from splatcodec.stages.lossless import block_counts, decode_columns, encode_columns
 from splatcodec.stages.lossless_boxes import Boxes, normalized
 
@@ -245,6 +246,56 @@ def test_any_splat_comes_back(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("splat")
     (folder / "a.splat").write_bytes(data)
     check_round_trip(folder / "a.splat", folder, "splat")
+
+
+def splat_columns(packed: Path) -> set[str]:
+    with api.open(packed) as scene:
+        container = scene.container
+        return {name for name in ("inversions", "opacity") if name.encode() in container.read(container.one("COLD"))}
+
+
+@pytest.mark.parametrize("shuffle", ["sorted", "nearly", "equal", "random"])
+def test_order_of_splats(tmp_path, shuffle):
+    """Rows are stored along a curve, unless their order is not that of what shows most."""
+    path = write_scene(sample_scene(3000, 5), tmp_path, "splat", None, ".splat")
+    rows = np.frombuffer(path.read_bytes(), "V32")
+    rng = np.random.default_rng(3)
+    if shuffle == "nearly":
+        rows = rows[np.argsort(np.arange(len(rows)) + rng.normal(0, 5, len(rows)))]
+    elif shuffle == "equal":  # keys and positions, but not rows
+        rows = np.repeat(rows[:50], 60).view("u1").reshape(-1, 32)
+        rows[:, 24] = rng.integers(0, 256, len(rows))
+    elif shuffle == "random":
+        rows = rng.permutation(rows)
+    path.write_bytes(rows.tobytes())
+    check_round_trip(path, tmp_path, "splat")
+    packed, report = recompress(path, tmp_path)
+    assert splat_columns(packed) == {"opacity"} | ({"inversions"} if shuffle != "random" else set())
+    sorted_size = recompress(path, tmp_path, reorder=True)[1].size_bytes
+    assert splat_columns(packed) == {"opacity"}
+    if shuffle == "sorted":
+        assert report.size_bytes < sorted_size + 400  # the checksums of the source
+    elif shuffle == "random":
+        assert report.size_bytes > sorted_size + len(rows)
+
+
+def test_impossible_inversions_are_an_error(tmp_path, monkeypatch):
+    path = write_scene(sample_scene(60, 5), tmp_path, "splat", None, ".splat")
+    monkeypatch.setattr(_native_splat, "inversions_of", lambda places: np.full(len(places), 70, "u4"))
+    lax = dataclasses.replace(_native_splat.NATIVE, content=lambda scene: path.read_bytes())
+    monkeypatch.setattr(_native_splat, "NATIVE", lax)
+    packed, _ = recompress(path, tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(FormatError, match="comes before more rows"):
+        api.read(packed)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 60).flatmap(lambda n: st.permutations(range(n))))
+def test_inversions(places):
+    counts = inversions_of(np.array(places, np.int64))
+    assert counts.tolist() == [sum(p > place for p in places[:k]) for k, place in enumerate(places)]
+    assert places_of(counts).tolist() == list(places)
 
 
 def compressed_ply(count: int, chunks: np.ndarray, rng: np.random.Generator) -> bytes:

@@ -10,7 +10,7 @@ import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,9 @@ from ._quality import reduced
 from ._records import file_size, read_blocks
 from .base import BLOCK_ROWS, DEFAULT_OPTIONS, Blocks, ErrorBounds, Format, WriteOptions
 
-__all__ = ["FORMAT", "read", "read_stream", "write"]
+__all__ = ["FORMAT", "RECORD", "display_order", "read", "read_stream", "write"]
 
-_RECORD = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("quat", "u1", 4)])
+RECORD = np.dtype([("mean", "<f4", 3), ("scale", "<f4", 3), ("rgba", "u1", 4), ("quat", "u1", 4)])
 _HALF_BYTE = 0.5 / 255
 # Linear scales are float32, normal ones.
 _MAX_LOG_SCALE = 87.0
@@ -52,10 +52,10 @@ def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
 def _count(handle: BinaryIO, limits: Limits) -> int:
     """Number of records, checked."""
     size_bytes = file_size(handle)
-    count, rest = divmod(size_bytes, _RECORD.itemsize)
+    count, rest = divmod(size_bytes, RECORD.itemsize)
     if rest or not count:
         raise TruncatedError(
-            f"{size_bytes} bytes are not a whole number of records of {_RECORD.itemsize} bytes",
+            f"{size_bytes} bytes are not a whole number of records of {RECORD.itemsize} bytes",
             offset=size_bytes - rest,
         )
     limits.check_gaussians(count)
@@ -72,7 +72,7 @@ def _read_rows(handle: BinaryIO, count: int) -> Gaussians:
     sh0 = np.empty((count, 1, 3), np.float32)
     sh0_table = ((np.arange(256) / 255 - 0.5) / SH_C0).astype(np.float32)
     quat_table = ((np.arange(256) - 128) / 128).astype(np.float32)
-    for rows, block in read_blocks(handle, _RECORD, count):
+    for rows, block in read_blocks(handle, RECORD, count):
         means[rows] = block["mean"]
         # A scale of zero is a flat Gaussian (-inf); a negative one is nonsense and becomes NaN for `cleaned`.
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -92,7 +92,7 @@ def open_blocks(path: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[Blocks]
 
         def rows() -> Iterator[Gaussians]:
             for part in row_blocks(count, BLOCK_ROWS):
-                handle.seek(part.start * _RECORD.itemsize)
+                handle.seek(part.start * RECORD.itemsize)
                 yield _read_rows(handle, part.stop - part.start)
 
         yield Blocks(count, 0, rows)
@@ -123,28 +123,28 @@ def _copy(scene: Gaussians) -> Gaussians:
 
 
 def _write(scene: Gaussians, file: BinaryIO) -> None:
-    scene = scene.selected(np.argsort(_display_keys(scene), kind="stable"))
-    for rows in row_blocks(len(scene)):
-        file.write(_records(scene.selected(rows)).view(np.uint8).data)
+    records = _records(scene)
+    order = _order_of(records)
+    for rows in row_blocks(len(records)):
+        file.write(records[order[rows]].view(np.uint8).data)
 
 
 def write_blocks(blocks: Blocks, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
-    """`write` without a quality, from blocks: 40 bytes a Gaussian are held for the order of the file.
+    """`write` without a quality, from blocks: 48 bytes a Gaussian are held for the order of the file.
 
     Raises:
         ParameterError: the scene is empty.
     """
     tally = Tally(lambda scene: _losses(scene.replaced(metadata=blocks.metadata), options))
-    records, keys = np.empty(blocks.num_gaussians, _RECORD), np.empty(blocks.num_gaussians)
+    records = np.empty(blocks.num_gaussians, RECORD)
     count = 0
     for block in blocks.rows():
         scene = tally.drawable(block)
-        rows = slice(count, count + len(scene))
-        records[rows], keys[rows] = _records(scene), _display_keys(scene)
-        count = rows.stop
+        records[count : count + len(scene)] = _records(scene)
+        count += len(scene)
     if not count:
         raise ParameterError(".splat cannot hold an empty scene")
-    order = np.argsort(keys[:count], kind="stable")
+    order = _order_of(records[:count])
     for rows in row_blocks(count):
         file.write(records[order[rows]].view(np.uint8).data)
     return tally.sentences()
@@ -152,7 +152,7 @@ def write_blocks(blocks: Blocks, file: BinaryIO, options: WriteOptions = DEFAULT
 
 def _records(scene: Gaussians) -> npt.NDArray[np.void]:
     """The rows as they are in the file."""
-    block = np.empty(len(scene), _RECORD)
+    block = np.empty(len(scene), RECORD)
     for rows in row_blocks(len(scene)):
         part = scene.selected(rows)
         out = block[rows]
@@ -167,10 +167,25 @@ def _records(scene: Gaussians) -> npt.NDArray[np.void]:
     return block
 
 
-def _display_keys(scene: Gaussians) -> npt.NDArray[np.float64]:
-    """(N,) what rows are sorted by: those of large volume times opacity first."""
-    volume = scene.scales.sum(axis=1, dtype=np.float64)
-    return np.asarray(-(volume + np.log(np.maximum(scene.alphas(), 1e-30))))
+def display_order(
+    x: npt.NDArray[Any], y: npt.NDArray[Any], z: npt.NDArray[Any], opacity: npt.NDArray[Any]
+) -> npt.NDArray[np.intp]:
+    """(N,) rows by volume times opacity, those that show most first; where that is equal, as they are.
+
+    Args:
+        x, y, z: (N,) linear scales as they are in the file. opacity: (N,) bytes.
+    """
+    with np.errstate(all="ignore"):
+        keys = x.astype(np.float64) * y
+        keys *= z
+        keys *= opacity
+    return np.argsort(np.negative(keys, out=keys), kind="stable")
+
+
+def _order_of(records: npt.NDArray[np.void]) -> npt.NDArray[np.intp]:
+    """The order that viewers expect, by the values in the file, so that it can be found again from them."""
+    scales = records["scale"]
+    return display_order(scales[:, 0], scales[:, 1], scales[:, 2], records["rgba"][:, 3])
 
 
 def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
