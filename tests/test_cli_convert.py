@@ -230,6 +230,22 @@ def test_compress_edits_first(ply, small_scene, tmp_path, capsys):
     assert "exists" in capsys.readouterr().err
 
 
+def test_compare_edits_both(ply, small_scene, tmp_path, capsys):
+    """What lies outside of the crop is not looked at."""
+    other = tmp_path / "other.ply"
+    far = np.linalg.norm(small_scene.means, axis=1) > 2.5
+    assert 0 < far.sum() < len(far)
+    api.write(small_scene.replaced(sh0=np.where(far[:, None, None], np.float32(2), small_scene.sh0)), other)
+    arguments = ("compare", ply, other, "--views", 2, "--size", 48, "--json")
+    assert call(*arguments) == 0
+    assert json.loads(capsys.readouterr().out)["psnr_db"] < 40
+    assert call(*arguments, "--crop-sphere", "0,0,0,2.5") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["psnr_db"] == 100
+    assert facts["reference"]["num_gaussians"] == facts["decoded"]["num_gaussians"] == len(far) - far.sum()
+    assert [step["step"] for step in facts["edits"]] == ["crop-sphere"]
+
+
 def test_an_edited_lossless_file_does_not_claim_its_old_source(small_files, small_scene, tmp_path, capsys):
     out = tmp_path / "out.splc"
     for step in (("--scale", 2), ("--crop-box", "-999,-999,-999,999,999,999")):

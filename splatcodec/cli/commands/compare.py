@@ -2,13 +2,14 @@
 
 Both are rendered from the same views, which are chosen from the first scene, the original. The figure to quote is
 the mean PSNR over covered pixels; the worst view stands beside it. Ends with exit code 7 if the mean is below
---min-psnr.
+--min-psnr. Edit steps are done to both scenes first, such as a crop to the part that matters.
 
 examples:
   splatcodec compare scene.ply scene.splc
   splatcodec compare scene.ply scene.spz --report report.html
   splatcodec compare frames/ moving.splc --frames 0:30
   splatcodec compare scene.ply scene.splc --min-psnr 40 --json
+  splatcodec compare scene.ply scene.splc --crop-sphere 0,1,0,2
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 from .. import moving
 from ..arguments import add_json, add_overwrite, add_threads, nonnegative_int, positive_int
 from ..console import Console
+from ..edit_options import add_edit_options, apply_edits, has_edits, read_scene
 from ..exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -40,26 +42,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--frames", type=moving.frame_range, metavar="A:B", help="of moving scenes frames A to B - 1, also A:B:STEP"
     )
     add_threads(parser)
+    add_edit_options(parser)
     add_overwrite(parser)
     add_json(parser, "all figures")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Compare `args.decoded` with `args.reference`."""
-    from ... import api
     from ...errors import ParameterError
     from ...files import atomic_write
     from ...metrics.compare import compare
     from ..report import Side, html_report
 
     if moving.is_moving(args.reference) or moving.is_moving(args.decoded):
+        if has_edits(args):
+            raise ParameterError("edit steps are for still scenes", file=args.reference)
         return moving.compare(args, console)
     if args.frames:
         raise ParameterError("--frames is for moving scenes", file=args.reference)
     if args.report and not args.overwrite and os.path.lexists(args.report):
         raise ParameterError("the file exists", file=args.report, hint="--overwrite replaces it")
     paths = (args.reference, args.decoded)
-    reference, decoded = (api.read(path) for path in paths)
+    (reference, edits), (decoded, _) = (
+        apply_edits(read_scene(path, args, console), args, console, threads=args.threads) for path in paths
+    )
     sides = [
         Side(path, scene.num_gaussians, _size_of(path)) for path, scene in zip(paths, (reference, decoded), strict=True)
     ]
@@ -84,6 +90,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             file.write(page.encode())
     if args.json:
         facts = {"reference": sides[0].to_dict(), "decoded": sides[1].to_dict(), **comparison.to_dict()}
+        if edits:
+            facts["edits"] = edits
         if args.min_psnr is not None:
             facts |= {"min_psnr_db": args.min_psnr, "passed": passed}
         console.json(facts)
