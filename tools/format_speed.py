@@ -3,8 +3,10 @@
     python tools/format_speed.py SCENE.ply --out results.json [--repeats 5]
 
 Figures are medians after a warm-up. Rates are bytes of float arrays a second. Peers, where tools/peers.py --install has
-put them: gsply reads in a warm process; splat-transform, which reads lazily, converts to PLY as a process, less its
-start; beside it ours for the same, warm.
+put them: gsply reads in a warm process, so does the C++ library of SPZ, as the WebAssembly of its npm package;
+splat-transform, which reads lazily, converts to PLY as a process, less its start; beside it ours for the same, warm.
+Its own time for unpacking every value ("done in", with -N) is given, too. Where other work is going on processor
+seconds say more: they are in the JSON.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -26,6 +29,23 @@ import splatcodec
 from splatcodec import formats
 
 FORMATS = ("scene.ply", "scene.compressed.ply", "scene.splat", "scene.spz", "scene.glb", "scene.ksplat", "scene.sog")
+PEERS = ("gsply_read_s", "spz_library_read_s", "peer_unpack_s", "to_ply_s", "peer_to_ply_s")
+LIBRARY_SCRIPT = """
+import { readFileSync } from "node:fs";
+const [, , module, path, repeats] = process.argv;
+const spz = await (await import(module)).default();
+const bytes = readFileSync(path), wall = [], cpu = [];
+for (let k = 0; k < repeats; k++) {
+  const clock = performance.now(), used = process.cpuUsage();
+  const cloud = spz.loadSpzFromBuffer(bytes, { to: spz.CoordinateSystem.UNSPECIFIED });
+  if (!cloud.numPoints || !cloud.positions.length) throw new Error("nothing read");
+  const more = process.cpuUsage(used);
+  wall.push(performance.now() - clock);
+  cpu.push((more.user + more.system) / 1000);
+}
+const median = (list) => list.slice(1).sort((a, b) => a - b)[(list.length - 1) >> 1] / 1000;
+console.log(median(wall), median(cpu));
+"""
 PEER_FOLDER = Path(".cache/peers")
 PEER = PEER_FOLDER / "node/node_modules/@playcanvas/splat-transform/bin/cli.mjs"
 
@@ -42,21 +62,55 @@ def median_s(function: Callable[[], object], repeats: int) -> tuple[float, float
     return statistics.median(wall), statistics.median(cpu)
 
 
-def gsply_s(path: str, repeats: int) -> float | None:
-    """Seconds of gsply for reading a PLY or an SPZ, in its own Python; None where it is absent or does not read it."""
+def gsply_s(path: str, repeats: int) -> tuple[float, float] | None:
+    """Wall and processor seconds of gsply for reading a PLY or an SPZ; None where it is absent or does not read it."""
     code = (
         "import gsply, statistics, sys, time\n"
-        "path, times = sys.argv[1], []\n"
+        "path, times, used = sys.argv[1], [], []\n"
         "read = gsply.read_spz if path.endswith('.spz') else gsply.plyread\n"
         f"for _ in range({repeats + 1}):\n"
-        "    clock = time.perf_counter(); read(path); times.append(time.perf_counter() - clock)\n"
-        "print(statistics.median(times[1:]))\n"
+        "    clock, cpu = time.perf_counter(), time.process_time(); read(path)\n"
+        "    times.append(time.perf_counter() - clock); used.append(time.process_time() - cpu)\n"
+        "print(statistics.median(times[1:]), statistics.median(used[1:]))\n"
     )
     try:
         done = subprocess.run([PEER_FOLDER / "gsply/bin/python", "-c", code, path], capture_output=True, text=True)
-        return float(done.stdout)
+        wall, cpu = map(float, done.stdout.split())
+        return wall, cpu
     except (OSError, ValueError):
         return None
+
+
+def library_s(path: str, repeats: int) -> tuple[float, float] | None:
+    """Wall and processor seconds of the SPZ library for reading a file in memory; None where it is absent."""
+    package = PEER_FOLDER / "node/node_modules/@adobe/spz/dist/spz.js"
+    if not package.exists():
+        return None
+    done = subprocess.run(
+        ["node", "--input-type=module", "-", str(package.resolve()), path, str(repeats + 1)],
+        input=LIBRARY_SCRIPT,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        print(done.stderr[-500:], file=sys.stderr)
+        return None
+    wall, cpu = map(float, done.stdout.splitlines()[-1].split())  # the library says what it reads
+    return wall, cpu
+
+
+def unpacked_s(path: str, repeats: int) -> float | None:
+    """Seconds that splat-transform says it takes to read and unpack a file."""
+    if not PEER.exists():
+        return None
+    told = []
+    for _ in range(repeats):
+        done = subprocess.run(["node", str(PEER), path, "-N", "null", "--no-tty"], capture_output=True, text=True)
+        found = re.search(r"done in ([0-9.]+)s", done.stdout + done.stderr)
+        if found is None:
+            return None
+        told.append(float(found[1]))
+    return statistics.median(told)
 
 
 def peer_s(arguments: list[str], repeats: int) -> float | None:
@@ -93,6 +147,8 @@ def main() -> None:
                 lambda path=path: formats.write(splatcodec.read(path), target, overwrite=True), args.repeats
             )
             theirs = peer_s([path, target, "-w"], args.repeats)
+            gsply = gsply_s(path, args.repeats)
+            library = library_s(path, args.repeats) if name.endswith(".spz") else None
             row = {
                 "format": name.partition(".")[2],
                 "bytes": os.path.getsize(path),
@@ -102,14 +158,16 @@ def main() -> None:
                 "read_s": read[0],
                 "read_cpu_s": read[1],
                 "read_mb_s": megabytes / read[0],
-                "gsply_read_s": gsply_s(path, args.repeats),
+                "gsply_read_s": gsply[0] if gsply else None,
+                "gsply_read_cpu_s": gsply[1] if gsply else None,
+                "spz_library_read_s": library[0] if library else None,
+                "spz_library_read_cpu_s": library[1] if library else None,
+                "peer_unpack_s": unpacked_s(path, args.repeats),
                 "to_ply_s": ours[0],
                 "peer_to_ply_s": None if theirs is None or started is None else max(theirs - started, 0.0),
             }
             rows.append(row)
-            peers = [
-                "-" if row[key] is None else f"{row[key]:.3f}" for key in ("gsply_read_s", "to_ply_s", "peer_to_ply_s")
-            ]
+            peers = ["-" if row[key] is None else f"{row[key]:.3f}" for key in PEERS]
             print(
                 f"| {row['format']} | {row['bytes'] / 1e6:.1f} | {write[0]:.2f} | {row['write_mb_s']:,.0f} "
                 f"| {read[0]:.3f} | {row['read_mb_s']:,.0f} | {' | '.join(peers)} |",

@@ -64,6 +64,7 @@ DATA = ROOT.parent / "shared" / "data"
 SPLAT_TRANSFORM_VERSION = "3.7.0"
 NODE_VERSION = "22.23.3"  # splat-transform needs Node 22; npm carries the binary as a package per platform
 GSPLY_VERSION = "0.4.6"
+SPZ_VERSION = "0.2.2"  # Niantic's and Adobe's C++ library as WebAssembly: for tools/format_speed.py
 
 NODE_DIR = CACHE / "node"
 GSPLY_DIR = CACHE / "gsply"
@@ -247,7 +248,11 @@ def _install_splat_transform() -> None:
         )
     NODE_DIR.mkdir(parents=True, exist_ok=True)
     (NODE_DIR / "package.json").write_text('{"private": true}\n')
-    packages = [f"@playcanvas/splat-transform@{SPLAT_TRANSFORM_VERSION}", f"{_node_package()}@{NODE_VERSION}"]
+    packages = [
+        f"@playcanvas/splat-transform@{SPLAT_TRANSFORM_VERSION}",
+        f"@adobe/spz@{SPZ_VERSION}",
+        f"{_node_package()}@{NODE_VERSION}",
+    ]
     # No install scripts: the platform's Node package needs none, and webgpu's only matters on macOS with a GPU.
     flags = ["--ignore-scripts", "--no-audit", "--no-fund", "--save-exact"]
     _run([npm, "install", *flags, *packages], timeout_s=INSTALL_TIMEOUT_S, what="npm install", cwd=NODE_DIR)
