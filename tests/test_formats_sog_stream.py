@@ -114,6 +114,44 @@ def test_older_and_other_files(folder):
     assert len(formats.read(folder)) == 23
 
 
+def assert_same(blocks: formats.Blocks, whole: Gaussians) -> None:
+    assert (blocks.num_gaussians, blocks.sh_degree, blocks.metadata) == (len(whole), whole.sh_degree, whole.metadata)
+    parts = list(blocks.rows())
+    assert max(map(len, parts)) <= 7
+    for name in ("means", "quats", "scales", "opacities", "sh0", "shN"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        np.testing.assert_array_equal(joined, getattr(whole, name))
+
+
+def test_blocks(folder, monkeypatch):
+    """The same scene, in little memory: chunks of different SH degrees, and the environment."""
+    monkeypatch.setattr("splatcodec.formats.sog_stream.BLOCK_ROWS", 7)
+    for path in (folder, folder / "lod-meta.json"):
+        with formats.open_blocks(path) as blocks:
+            assert_same(blocks, formats.read(folder))
+    meta = json.loads((folder / "lod-meta.json").read_bytes())
+    # A region that has a coarse level only, between others, and one chunk for several regions.
+    nodes = [leaf(l0=(0, 0, 11)), leaf(l1=(1, 0, 11)), leaf(l0=(0, 11, 19)), leaf(l0=(2, 0, 12))]
+    pairs = [{"bound": BOX, "children": nodes[:2]}, {"bound": BOX, "children": nodes[2:]}]
+    meta["tree"]["children"] = pairs
+    put(folder, meta)
+    with formats.open_blocks(folder) as blocks:
+        assert_same(blocks, formats.read(folder))
+    # Regions that take turns would have chunks read again and again.
+    monkeypatch.setattr("splatcodec.formats.sog_stream._MOST_CHANGES", 0)
+    with formats.open_blocks(folder) as blocks:
+        assert blocks is None
+
+
+def test_a_damaged_chunk_is_named_while_blocks_are_read(folder):
+    path = folder / "0_1" / "quats.webp"
+    path.write_bytes(path.read_bytes()[:-9])
+    with formats.open_blocks(folder) as blocks, pytest.raises(SplatCodecError) as caught:
+        list(blocks.rows())
+    assert caught.value.chunk == "0_1/quats.webp"
+    assert caught.value.file == str(folder)
+
+
 def test_a_folder_with_both_is_the_plain_scene(folder):
     for path in (folder / "0_1").iterdir():
         shutil.copy(path, folder)

@@ -377,10 +377,14 @@ def test_codebooks_ascend_and_span(seed, count, heavy):
         assert errors[0] / weights.sum() < 1.15 * np.sqrt(3) * np.pi / 2 / 256**2
 
 
+def fit_palette(rows: np.ndarray, weights: np.ndarray, price: float, **options) -> _kmeans.Palette:
+    return _kmeans.fit_palette(lambda places: (rows[places], weights[places]), len(rows), price, **options)
+
+
 def test_palette_of_few_rows_is_exact(rng):
     entries = rng.normal(size=(40, 9)).astype(np.float32)
     labels = rng.integers(0, 40, 600)
-    palette = _kmeans.fit_palette(entries[labels], np.ones(600), 1e-7)
+    palette = fit_palette(entries[labels], np.ones(600), 1e-7)
     assert len(palette.codes) == 40
     assert np.abs(palette.entries.reshape(40, 9)[palette.labels] - entries[labels]).max() < 0.03
 
@@ -390,7 +394,7 @@ def test_palette_of_few_rows_is_exact(rng):
 def test_palette_entries_pay(rng, price, size):
     rows = (rng.normal(size=(900, size)) * rng.exponential(0.3, (900, 1))).astype(np.float32)
     weights = rng.exponential(1.0, 900)
-    palette = _kmeans.fit_palette(rows, weights, price)
+    palette = fit_palette(rows, weights, price)
     used = np.bincount(palette.labels, minlength=len(palette.codes))
     assert len(used) == len(palette.codes)
     assert (used > 0).all()
@@ -408,9 +412,34 @@ def test_palette_entries_pay(rng, price, size):
 def test_palette_has_at_most_as_many_entries_as_asked(rng):
     rows = rng.normal(size=(700, 9)).astype(np.float32)
     for most in (1, 64, 333):
-        palette = _kmeans.fit_palette(rows, np.ones(700), 1e-9, max_entries=most)
+        palette = fit_palette(rows, np.ones(700), 1e-9, max_entries=most)
         assert len(palette.codes) <= most
         assert len(palette.codes) > 0.9 * most
+
+
+def test_palette_of_many_rows(rng, monkeypatch):
+    """Entries found from a part of the rows serve all about as well, whatever the blocks."""
+    rows = (rng.normal(size=(60, 24))[rng.integers(0, 60, 3000)] + 0.1 * rng.normal(size=(3000, 24))).astype(np.float32)
+    weights = rng.exponential(1.0, 3000) + 0.01
+
+    def error(palette: _kmeans.Palette) -> float:
+        assert palette.labels.min() == 0
+        assert (np.bincount(palette.labels) > 0).all()
+        assert len(np.unique(palette.labels)) == len(palette.codes) == len(palette.masses)
+        missed = palette.entries[palette.labels].reshape(rows.shape) - rows
+        return float((weights[:, None] * missed**2).sum())
+
+    whole = fit_palette(rows, weights, 0.01)
+    monkeypatch.setattr(_kmeans, "_MOST_FITTED", 1500)
+    monkeypatch.setattr(_kmeans, "_ROWS", 700)
+    part = fit_palette(rows, weights, 0.01)
+    np.testing.assert_allclose(part.masses.sum(), weights.sum())
+    assert error(part) < 1.5 * error(whole) + 0.01 * float((weights[:, None] * rows**2).sum())
+    monkeypatch.setattr(_kmeans, "_ROWS", 333)
+    np.testing.assert_array_equal(part.labels, fit_palette(rows, weights, 0.01).labels)
+    # One entry for all, and rows that are all the same.
+    assert len(fit_palette(rows, weights, 1e9).codes) == 1
+    assert len(fit_palette(np.ones_like(rows), weights, 1e-9).codes) == 1
 
 
 def test_palette_is_about_as_good_as_k_means(rng):
@@ -418,7 +447,7 @@ def test_palette_is_about_as_good_as_k_means(rng):
 
     centers = rng.normal(size=(60, 12))
     rows = (centers[rng.integers(0, 60, 1500)] + 0.4 * rng.normal(size=(1500, 12))).astype(np.float32)
-    palette = _kmeans.fit_palette(rows, np.ones(1500), 0.5)
+    palette = fit_palette(rows, np.ones(1500), 0.5)
     count = len(palette.codes)
     # Entries are rounded as far as the price lets them: it is the clusters that are compared.
     members = np.eye(count)[palette.labels]

@@ -229,7 +229,7 @@ def _written(
     overwrite: bool,
     options: WriteOptions,
     fill_file: Callable[[BinaryIO], list[str]],
-    fill_folder: Callable[[Path], list[str]] | None = None,
+    fill_folder: Callable[[Path], list[str]],
 ) -> list[str]:
     """Let a target be filled, which appears whole or not at all, and warn of the losses that filling it tells."""
     where, text = _as_path(path), os.fspath(path)
@@ -241,7 +241,6 @@ def _written(
         if not overwrite and os.path.lexists(index or where):
             raise ParameterError("the file exists already", file=text, hint="--overwrite replaces it")
         if folder is not None:
-            assert fill_folder is not None
             with atomic_folder(folder, overwrite, last=fmt.index_name) as temporary:
                 losses = fill_folder(Path(temporary))
         else:
@@ -273,7 +272,7 @@ def open_blocks(
     with contextlib.ExitStack() as stack:
         try:
             blocks = None
-            if fmt.open_blocks is not None and not os.path.isdir(where):
+            if fmt.open_blocks is not None:
                 with contextlib.suppress(UnsupportedError):
                     blocks = stack.enter_context(fmt.open_blocks(where, limits))
             if blocks is not None:
@@ -302,9 +301,9 @@ def _located(rows: Callable[[], Iterator[Gaussians]], path: PathLike) -> Callabl
 
 
 def writes_blocks(path: PathLike, *, format: str | None = None, options: WriteOptions = DEFAULT_OPTIONS) -> bool:
-    """Whether `write_blocks` can write this target: a single file of a format that can, without a quality."""
+    """Whether `write_blocks` can write this target: of a format that can, without a quality."""
     fmt, folder = _target_of(path, format)
-    return folder is None and fmt.write_blocks is not None and options.quality is None
+    return (fmt.write_blocks if folder is None else fmt.write_path_blocks) is not None and options.quality is None
 
 
 def write_blocks(
@@ -323,9 +322,16 @@ def write_blocks(
     fmt, _ = _target_of(path, format)
     if not writes_blocks(path, format=format, options=options):
         raise UnsupportedError(f"{fmt.title} cannot be written in blocks so", file=os.fspath(path))
-    assert fmt.write_blocks is not None
-    fill = fmt.write_blocks
-    return _written(path, format, overwrite, options, lambda handle: fill(blocks, handle, options))
+
+    def fill_file(handle: BinaryIO) -> list[str]:
+        assert fmt.write_blocks is not None
+        return fmt.write_blocks(blocks, handle, options)
+
+    def fill_folder(folder: Path) -> list[str]:
+        assert fmt.write_path_blocks is not None
+        return fmt.write_path_blocks(blocks, folder, options)
+
+    return _written(path, format, overwrite, options, fill_file, fill_folder)
 
 
 def _target(where: Path, is_folder: bool, format: str | None) -> tuple[Format, Path | None]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..render.kernel import run_threaded
 from . import _sog_kernels as kernels
+from ._packing import row_blocks
 from ._quantize import SAMPLE, Coded, best_colors, blocks, quantize_colors, sample_rows
 
 __all__ = ["Palette", "fit_palette"]
@@ -27,6 +29,9 @@ _SINGLE_BITS = 3.0
 # An entry costs at least about this much: a cluster with less to gain is not split further.
 _LEAST_ENTRY_BITS = 8.0
 _PRICINGS = 2
+# Entries are found from this many rows at most; all are read in blocks of so many.
+_MOST_FITTED = 1 << 18
+_ROWS = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -85,8 +90,8 @@ class _Entries:
 
 
 def fit_palette(
-    rows: npt.NDArray[np.float32],
-    weights: Floats,
+    rows_of: Callable[[Any], tuple[npt.NDArray[np.float32], Floats]],
+    count: int,
     price: float,
     *,
     max_entries: int = 65536,
@@ -96,9 +101,12 @@ def fit_palette(
 ) -> Palette:
     """Find entries, their codes and labels for SH coefficients.
 
+    Of many rows a part finds the entries, all then name them, block by block.
+
     Args:
-        rows: (N, D) float32, D a multiple of 3, colour innermost; finite; N at least 1.
-        weights: (N,) float64, positive: squared error counts this much.
+        rows_of: indices or a slice -> (n, D) float32 rows, D a multiple of 3, colour innermost, finite; and (n,)
+            float64, positive: squared error counts this much.
+        count: N, at least 1.
         price: squared error worth one bit.
         max_entries: most entries.
         rounds: of moving rows between entries.
@@ -107,12 +115,41 @@ def fit_palette(
         Palette with at most `max_entries` entries, each of them used.
     """
     tell = progress or (lambda share: None)
-    count, size = rows.shape
+    fitted = sample_rows(count, _MOST_FITTED)
+    rows, weights = rows_of(fitted)
     entries = _Entries(rows, weights, price, threads)
     # Along principal axes distances grow fast, so that most comparisons end early.
-    sample = sample_rows(count, SAMPLE)
+    sample = sample_rows(len(rows), SAMPLE)
     moment = (rows[sample] * weights[sample, None].astype(np.float32)).T @ rows[sample]
     basis = np.ascontiguousarray(np.linalg.eigh(moment.astype(np.float64))[1][:, ::-1].astype(np.float32))
+    fit = _fit(rows, weights, basis, entries, max_entries, rounds, lambda share: tell(0.8 * share))
+    if len(fitted) < count:
+        del rows, weights
+        fit = _named_by_all(rows_of, count, basis, fit, entries)
+    entries.learn(fit.means, fit.masses)
+    return Palette(entries.code(fit.means, fit.masses), entries.book, fit.labels, fit.masses)
+
+
+@dataclass
+class _Clusters:
+    """Entries before they are coded: (M, D) means, (M,) masses, (N,) labels."""
+
+    means: Floats
+    masses: Floats
+    labels: npt.NDArray[np.int32]
+
+
+def _fit(
+    rows: npt.NDArray[np.float32],
+    weights: Floats,
+    basis: npt.NDArray[np.float32],
+    entries: _Entries,
+    max_entries: int,
+    rounds: int,
+    tell: Callable[[float], None],
+) -> _Clusters:
+    count, size = rows.shape
+    price, threads = entries.price, entries.threads
     turned = np.ascontiguousarray(rows @ basis)
     members = np.arange(count)
     nodes = np.empty((2 * count, 3), np.int64)
@@ -137,23 +174,75 @@ def fit_palette(
             break
         values = np.ascontiguousarray(means.astype(np.float32) @ basis)
         if neighbors is None:
-            neighbors = np.empty((len(values), min(_NEIGHBORS, len(values) - 1)), np.int32)
-            kernels.nearest_neighbors(values, _NEIGHBOR_ROUNDS, neighbors, np.empty(neighbors.shape, np.float32))
-        label_bits = np.where(counts == 1, 2 * _SINGLE_BITS, np.log2(count / np.maximum(counts, 0.5)))
-        changes = np.zeros(count, bool)
-        moves = [
-            (*block, turned, weights, values, neighbors, price, label_bits, labels, changes) for block in blocks(count)
-        ]
-        run_threaded(kernels.assign_labels, moves, threads)
+            neighbors = _neighbors(values)
+        _move(turned, weights, values, neighbors, price, _label_bits(counts), labels, threads)
         used = np.bincount(labels, minlength=len(means)) > 0
         if not used.all():
             labels = (np.cumsum(used) - 1).astype(np.int32)[labels]
             means, neighbors = means[used], None
             masses, counts = np.zeros(len(means)), np.zeros(len(means), np.int64)
         kernels.sum_clusters(rows, weights, labels, means, masses, counts)
-        tell(0.7 + 0.2 * (turn + 1) / rounds)
-    entries.learn(means, masses)
-    return Palette(entries.code(means, masses), entries.book, labels, masses)
+        tell(0.7 + 0.3 * (turn + 1) / rounds)
+    return _Clusters(means, masses, labels)
+
+
+def _neighbors(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
+    neighbors = np.empty((len(values), min(_NEIGHBORS, len(values) - 1)), np.int32)
+    kernels.nearest_neighbors(values, _NEIGHBOR_ROUNDS, neighbors, np.empty(neighbors.shape, np.float32))
+    return neighbors
+
+
+def _label_bits(counts: npt.NDArray[np.int64]) -> Floats:
+    return np.where(counts == 1, 2 * _SINGLE_BITS, np.log2(counts.sum() / np.maximum(counts, 0.5)))
+
+
+def _move(
+    turned: npt.NDArray[np.float32],
+    weights: Floats,
+    values: npt.NDArray[np.float32],
+    neighbors: npt.NDArray[np.int32],
+    price: float,
+    label_bits: Floats,
+    labels: npt.NDArray[np.int32],
+    threads: int,
+) -> None:
+    """Give each row the cheapest of its entry and that one's neighbours."""
+    changes = np.zeros(len(turned), bool)
+    shared = (turned, weights, values, neighbors, price, label_bits, labels, changes)
+    run_threaded(kernels.assign_labels, [(*block, *shared) for block in blocks(len(turned))], threads)
+
+
+def _named_by_all(
+    rows_of: Callable[[Any], tuple[npt.NDArray[np.float32], Floats]],
+    count: int,
+    basis: npt.NDArray[np.float32],
+    fit: _Clusters,
+    entries: _Entries,
+) -> _Clusters:
+    """The same entries, named by all rows: down a tree of the entries, then to neighbours while that is cheaper."""
+    size = fit.means.shape[1]
+    label_bits = _label_bits(np.bincount(fit.labels, minlength=len(fit.means)))
+    values = np.ascontiguousarray(fit.means.astype(np.float32) @ basis)
+    members = np.arange(len(values))
+    nodes = np.empty((2 * len(values), 3), np.int64)
+    nodes = nodes[: kernels.grow_tree(values, fit.masses, 0.0, members, nodes)].copy()
+    centers = np.empty((len(nodes), size), np.float32)
+    kernels.node_means(values, fit.masses, members, nodes, centers)
+    neighbors = _neighbors(values) if len(values) > 1 else None
+    labels = np.empty(count, np.int32)
+    sums, masses = np.zeros((len(values), size)), np.zeros(len(values))
+    for part in row_blocks(count, _ROWS):
+        rows, weights = rows_of(part)
+        turned = np.ascontiguousarray(rows @ basis)
+        here = labels[part]
+        tasks = [(*block, turned, members, nodes, centers, here) for block in blocks(len(turned))]
+        run_threaded(kernels.descend, tasks, entries.threads)
+        if neighbors is not None:
+            _move(turned, weights, values, neighbors, entries.price, label_bits, here, entries.threads)
+        kernels.add_to_clusters(rows, weights, here, sums, masses)
+    used = masses > 0
+    labels = (np.cumsum(used) - 1).astype(np.int32)[labels]
+    return _Clusters(sums[used] / masses[used, None], masses[used], labels)
 
 
 def _node_blocks(nodes: npt.NDArray[np.int64]) -> list[tuple[int, int]]:

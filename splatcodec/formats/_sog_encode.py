@@ -12,9 +12,9 @@ import functools
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,19 @@ from . import _sog_kernels as kernels
 from ._hilbert import hilbert_keys
 from ._kmeans import Palette, fit_palette
 from ._losses import FILE_FACTS
-from ._quantize import LEVELS, SAMPLE, Coded, best_bytes, best_colors, blocks, quantize_bytes, sample_rows, table_of
+from ._packing import row_blocks
+from ._quantize import (
+    LEVELS,
+    SAMPLE,
+    Coded,
+    best_bytes,
+    best_colors,
+    blocks,
+    quantize_bytes,
+    quantize_colors,
+    sample_rows,
+    table_of,
+)
 from ._sog_read import MAX_LOG_POSITION, METADATA_KEY, Files, read_scene
 from ._webp import encode_webp
 from .base import ErrorBounds
@@ -53,6 +65,9 @@ _PRICE_STEPS = 3
 _CHECK_VIEWS, _CHECK_PX, _CHECK_SEED = 12, 224, 1
 _TRIALS, _NEAR_DB, _DB_PER_OCTAVE = 4, 0.25, 2.7
 _TINY_SCENE = 2048
+# Rows of a block, and the most that tables and codebooks are learnt from.
+_ROWS, _LEARNT = 1 << 15, 1 << 17
+_ALPHAS = np.arange(LEVELS) / 255
 
 
 @dataclass(frozen=True)
@@ -156,9 +171,11 @@ def measure(gaussians: Gaussians, tuning: Tuning, threads: int, tell: Tell) -> S
     seen_along = np.zeros((count, size + 1), np.float32)
 
     def add(view: int, ids: npt.NDArray[np.int32], weights: Floats) -> None:
-        away = gaussians.means[ids] - cameras[view].center
-        away /= np.maximum(np.linalg.norm(away, axis=1, keepdims=True), _TINY)
-        seen_along[ids] += weights[:, None].astype(np.float32) * sh_basis(gaussians.sh_degree, away)
+        for part in row_blocks(len(ids)):
+            rows = ids[part]
+            away = gaussians.means[rows] - cameras[view].center
+            away /= np.maximum(np.linalg.norm(away, axis=1, keepdims=True), _TINY)
+            seen_along[rows] += weights[part, None].astype(np.float32) * sh_basis(gaussians.sh_degree, away)
 
     measured = contributions(
         gaussians,
@@ -170,7 +187,10 @@ def measure(gaussians: Gaussians, tuning: Tuning, threads: int, tell: Tell) -> S
     )
     pixel = measured.pixel_size[np.isfinite(measured.pixel_size) & (measured.pixel_size > 0)]
     # Seen from everywhere, degree 0 makes nothing good; the more one-sided the views, the more. G_0k / G_00.
-    alone = SH_C0 * seen_along[:, :1] * (1 + tuning.direction_ridge) + _TINY
+    for part in row_blocks(count):
+        block = seen_along[part]
+        alone = SH_C0 * block[:, :1] * (1 + tuning.direction_ridge) + _TINY
+        block[:, 1:] = SH_C0 * block[:, 1:] / alone
 
     def finite(values: Floats) -> Floats:
         return np.nan_to_num(values, nan=0.0, posinf=0.0)
@@ -182,7 +202,7 @@ def measure(gaussians: Gaussians, tuning: Tuning, threads: int, tell: Tell) -> S
         color=tuning.color * SH_C0**2 * finite(measured.s_colour),
         removal=finite(measured.removal_error),
         seen=measured.hits > 0,
-        mean_basis=(SH_C0 * seen_along[:, 1:] / alone).astype(np.float32),
+        mean_basis=seen_along[:, 1:],
         blur=tuning.blur_px * float(np.quantile(pixel, 0.05)) if len(pixel) else 0.0,
         pixels=float(measured.sum_weight.sum()),
     )
@@ -199,15 +219,36 @@ def _cameras(gaussians: Gaussians) -> list[Any]:
 # ---------------------------------------------------------------------------------------------------------- geometry
 
 
-class _Geometry:
-    """Everything about the cleaned scene that choices of codes need; rows in the order of the file."""
+def _at_least(values: Floats, price: float, top: float) -> Floats:
+    """Sensitivities, none so small that steps larger than `top` would pay."""
+    # A step of s at weight w costs w s^2 / 12, and s d/ds of it equals the price of a bit over ln 2.
+    return np.maximum(values, max(6.0 / math.log(2.0) * price / top**2, _TINY))
 
-    def __init__(self, gaussians: Gaussians, sensitivities: Sensitivities, tuning: Tuning, threads: int) -> None:
+
+def color_weights(sensitivities: Floats, price: float, tuning: Tuning) -> Floats:
+    """What a squared error of colours counts."""
+    return _at_least(sensitivities, price, tuning.color_top)
+
+
+class _Geometry:
+    """Everything about some rows of the cleaned scene that choices of codes need, 400 bytes a Gaussian.
+
+    Args:
+        ends: lowest and highest logarithms of positions of the scene; None: those of these rows.
+    """
+
+    def __init__(
+        self,
+        gaussians: Gaussians,
+        sensitivities: Sensitivities,
+        tuning: Tuning,
+        threads: int,
+        ends: tuple[Floats, Floats] | None = None,
+    ) -> None:
         self.gaussians, self.sensitivities, self.tuning, self.threads = gaussians, sensitivities, tuning, threads
         self.count = len(gaussians)
         logs = log_positions(gaussians.means)
-        self.lows = logs.min(0) if self.count else np.zeros(3)
-        self.highs = logs.max(0) if self.count else np.zeros(3)
+        self.lows, self.highs = _ends([logs]) if ends is None else ends
         extent = np.where(self.highs == self.lows, 1.0, self.highs - self.lows)
         self.position_codes = (logs - self.lows) / extent * 65535.0
         self.quats = unit_quats(gaussians.quats).astype(np.float64)
@@ -228,124 +269,139 @@ class _Geometry:
     def weights(self, price: float) -> dict[str, Floats]:
         """Sensitivities, none so small that steps larger than the tuning's tops would pay."""
         t, s = self.tuning, self.sensitivities
-
-        def at_least(values: Floats, top: float) -> Floats:
-            # A step of s at weight w costs w s^2 / 12, and s d/ds of it equals the price of a bit over ln 2.
-            return np.maximum(values, max(6.0 / math.log(2.0) * price / top**2, _TINY))
-
-        covariance = at_least(s.covariance, t.scale_top)
         return {
-            "position": at_least(s.position, t.position_top),
-            "turn": covariance,
-            "scale": at_least(t.scale * s.covariance[:, None] * self.scale_shares, t.scale_top),
-            "opacity": at_least(s.opacity / np.maximum(self.alphas, 1 / 510) ** 2, t.opacity_top),
-            "color": at_least(s.color, t.color_top),
+            "position": _at_least(s.position, price, t.position_top),
+            "turn": _at_least(s.covariance, price, t.scale_top),
+            "scale": _at_least(t.scale * s.covariance[:, None] * self.scale_shares, price, t.scale_top),
+            "opacity": _at_least(s.opacity / np.maximum(self.alphas, 1 / 510) ** 2, price, t.opacity_top),
+            "color": color_weights(s.color, price, t),
         }
 
-    def positions(self, price: float, weights: Floats) -> tuple[npt.NDArray[np.uint16], float]:
-        """(N, 3) codes, and the squared error."""
-        forms = self.position_forms * weights[:, None]
-
-        def chosen(rows: Any, bits: Floats) -> tuple[npt.NDArray[np.uint16], Floats]:
-            values, own = self.position_codes[rows], forms[rows]
-            codes, errors = np.zeros((len(values), 3), np.uint16), np.zeros(len(values))
-            shared = (values, own, price, bits, self.tuning.top_bits, codes, errors)
-            run_threaded(kernels.choose_positions, [(*block, *shared) for block in blocks(len(values))], self.threads)
-            return codes, errors
-
+    def position_bits(self, price: float, weights: Floats) -> Floats:
+        """Bits of the low bytes of positions."""
         bits = np.full((3, LEVELS), 8.0)
         sample = sample_rows(self.count, SAMPLE)
         for _ in range(_ROUNDS if price > 0 else 0):
-            bits = _tables((chosen(sample, bits)[0] & 255).astype(np.uint8))
-        codes, errors = chosen(slice(None), bits)
+            bits = _tables((self._chosen_positions(price, weights, sample, bits)[0] & 255).astype(np.uint8))
+        return bits
+
+    def positions(self, price: float, weights: Floats, bits: Floats) -> tuple[npt.NDArray[np.uint16], float]:
+        """(N, 3) codes, and the squared error."""
+        codes, errors = self._chosen_positions(price, weights, slice(None), bits)
         return codes, _true_error(errors, self.sensitivities.position, weights)
 
-    def shapes(self, price: float, weights: dict[str, Floats]) -> _Shapes:
-        """Rotations and scales, chosen together."""
-        turns, axes = _turns()
+    def _chosen_positions(
+        self, price: float, weights: Floats, rows: Any, bits: Floats
+    ) -> tuple[npt.NDArray[np.uint16], Floats]:
+        values, own = self.position_codes[rows], self.position_forms[rows] * weights[rows, None]
+        codes, errors = np.zeros((len(values), 3), np.uint16), np.zeros(len(values))
+        shared = (values, own, price, bits, self.tuning.top_bits, codes, errors)
+        run_threaded(kernels.choose_positions, [(*block, *shared) for block in blocks(len(values))], self.threads)
+        return codes, errors
 
-        def chosen(rows: Any, bits: Floats, scaled: Coded) -> tuple[npt.NDArray[np.uint8], Rows, Floats]:
-            quats = self.quats[rows]
-            count = len(quats)
-            codes, orders, errors = np.zeros((count, 3), np.uint8), np.zeros((count, 3), np.int64), np.zeros(count)
-            shared = (
-                quats,
-                self.scales[rows],
-                self.visible_variances[rows],
-                weights["turn"][rows],
-                weights["scale"][rows],
-                self.tuning.turn,
-                self.tuning.most_stretch,
-                price,
-                turns,
-                axes,
-                bits,
-                scaled.book,
-                scaled.bits,
-                codes,
-                orders,
-                errors,
-            )
-            run_threaded(kernels.choose_rotations, [(*block, *shared) for block in blocks(count)], self.threads)
-            return codes, orders, errors
-
-        def ordered(values: Floats, rows: Any, orders: Rows) -> Floats:
-            return np.take_along_axis(values[rows], orders, 1)
-
+    def shape_tables(self, price: float, weights: dict[str, Floats]) -> tuple[Floats, Coded]:
+        """Bits of quaternions, and codebook and bits of scales, which are chosen together."""
         bits = np.full((3, LEVELS), 8.0)
         scaled = best_bytes(self.scales, weights["scale"], price, threads=self.threads)
         sample = sample_rows(self.count, SAMPLE)
         for _ in range(_ROUNDS if price > 0 else 0):
-            codes, orders, _ = chosen(sample, bits, scaled)
+            codes, orders, _ = self._chosen_rotations(price, weights, sample, bits, scaled)
             bits = _tables(codes)
             scaled = quantize_bytes(
-                ordered(self.scales, sample, orders),
-                ordered(weights["scale"], sample, orders),
+                _ordered(self.scales[sample], orders),
+                _ordered(weights["scale"][sample], orders),
                 price,
                 scaled.book,
                 rounds=3,
                 bits=scaled.bits,
                 threads=self.threads,
             )
-        codes, orders, errors = chosen(slice(None), bits, scaled)
-        scales = ordered(self.scales, slice(None), orders)
-        scaled = quantize_bytes(
-            scales,
-            ordered(weights["scale"], slice(None), orders),
-            price,
-            scaled.book,
-            rounds=1,
-            bits=scaled.bits,
-            threads=self.threads,
-        )
-        true = ordered(
-            self.tuning.scale * self.sensitivities.covariance[:, None] * self.scale_shares, slice(None), orders
-        )
+        return bits, scaled
+
+    def shapes(self, price: float, weights: dict[str, Floats], bits: Floats, scaled: Coded) -> _Shapes:
+        """Rotations and scales, with the tables of `shape_tables`."""
+        codes, orders, errors = self._chosen_rotations(price, weights, slice(None), bits, scaled)
+        scales = _ordered(self.scales, orders)
+        own = _ordered(weights["scale"], orders)
+        scaled = quantize_bytes(scales, own, price, scaled.book, rounds=1, bits=scaled.bits, threads=self.threads)
+        true = _ordered(self.tuning.scale * self.sensitivities.covariance[:, None] * self.scale_shares, orders)
         error = float((true * (scaled.book[scaled.codes] - scales) ** 2).sum())
         error += _true_error(errors, self.sensitivities.covariance, weights["turn"])
         return _Shapes(codes, scaled, error)
 
-    def opacities(self, price: float, weights: Floats) -> tuple[npt.NDArray[np.uint8], float]:
+    def _chosen_rotations(
+        self, price: float, weights: dict[str, Floats], rows: Any, bits: Floats, scaled: Coded
+    ) -> tuple[npt.NDArray[np.uint8], Rows, Floats]:
+        turns, axes = _turns()
+        quats = self.quats[rows]
+        count = len(quats)
+        codes, orders, errors = np.zeros((count, 3), np.uint8), np.zeros((count, 3), np.int64), np.zeros(count)
+        shared = (
+            quats,
+            self.scales[rows],
+            self.visible_variances[rows],
+            weights["turn"][rows],
+            weights["scale"][rows],
+            self.tuning.turn,
+            self.tuning.most_stretch,
+            price,
+            turns,
+            axes,
+            bits,
+            scaled.book,
+            scaled.bits,
+            codes,
+            orders,
+            errors,
+        )
+        run_threaded(kernels.choose_rotations, [(*block, *shared) for block in blocks(count)], self.threads)
+        return codes, orders, errors
+
+    def opacity_bits(self, price: float, weights: Floats) -> Floats:
+        """Bits of alphas."""
+        sample = sample_rows(self.count, SAMPLE)
+        coded = quantize_bytes(self.alphas[sample, None], weights[sample, None], price, _ALPHAS, move=False,
+                               threads=self.threads)  # fmt: skip
+        return coded.bits
+
+    def opacities(self, price: float, weights: Floats, bits: Floats) -> tuple[npt.NDArray[np.uint8], float]:
         """(N,) alphas in steps of 1/255, and the squared error."""
-        book = np.arange(LEVELS) / 255
-        coded = quantize_bytes(self.alphas[:, None], weights[:, None], price, book, move=False, threads=self.threads)
+        coded = quantize_bytes(self.alphas[:, None], weights[:, None], price, _ALPHAS, rounds=1, bits=bits,
+                               threads=self.threads)  # fmt: skip
         true = self.sensitivities.opacity / np.maximum(self.alphas, 1 / 510) ** 2
         return coded.codes[:, 0], float((true * (coded.codes[:, 0] / 255 - self.alphas) ** 2).sum())
 
     def base_colors(self, price: float, weights: Floats, colors: Floats) -> tuple[Coded, float]:
         """Codes of degree 0, and the squared error."""
         coded = best_colors(colors, weights, price, threads=self.threads)
-        return coded, float((self.sensitivities.color[:, None] * (coded.book[coded.codes] - colors) ** 2).sum())
+        return coded, self.color_error(coded, colors)
+
+    def color_error(self, coded: Coded, colors: Floats) -> float:
+        """Squared error of base colours."""
+        return float((self.sensitivities.color[:, None] * (coded.book[coded.codes] - colors) ** 2).sum())
 
     def error(self, price: float) -> float:
         """Squared error of the pictures at a price, by the model, without harmonics above degree 0."""
         weights = self.weights(price)
+        positions, opacities = weights["position"], weights["opacity"]
         return (
-            self.positions(price, weights["position"])[1]
-            + self.shapes(price, weights).error
-            + self.opacities(price, weights["opacity"])[1]
+            self.positions(price, positions, self.position_bits(price, positions))[1]
+            + self.shapes(price, weights, *self.shape_tables(price, weights)).error
+            + self.opacities(price, opacities, self.opacity_bits(price, opacities))[1]
             + self.base_colors(price, weights["color"], self.colors)[1]
         )
+
+
+def _ordered(values: Floats, orders: Rows) -> Floats:
+    return np.take_along_axis(values, orders, 1)
+
+
+def _ends(logs: Iterable[Floats]) -> tuple[Floats, Floats]:
+    """Lowest and highest (3,) of blocks of positions (N, 3); zeros where there are none."""
+    lows, highs = np.full(3, np.inf), np.full(3, -np.inf)
+    for block in logs:
+        lows, highs = np.minimum(lows, block.min(0, initial=np.inf)), np.maximum(highs, block.max(0, initial=-np.inf))
+    return (lows, highs) if np.isfinite(lows).all() else (np.zeros(3), np.zeros(3))
 
 
 def _tables(codes: npt.NDArray[np.uint8]) -> Floats:
@@ -409,29 +465,79 @@ def choose(
     tell: Callable[[float], None],
 ) -> Textures:
     """All codes of the Gaussians `rows`, in this order, at a price."""
-    scene, sensed = gaussians.selected(rows), sensitivities.selected(rows)
-    geometry = _Geometry(scene, sensed, tuning, threads)
-    weights = geometry.weights(price)
-    tell(0.1)
-    errors: dict[str, float] = {}
-    positions, errors["positions"] = geometry.positions(price, weights["position"])
+    count = len(rows)
+    ends = _ends(log_positions(gaussians.means[rows[part]]) for part in row_blocks(count, _ROWS))
+
+    def geometry_of(places: Any) -> _Geometry:
+        scene, sensed = base.selected(rows[places]), sensitivities.selected(rows[places])
+        return _Geometry(scene, sensed, tuning, threads, ends)
+
+    base = gaussians.with_sh_degree(0).replaced(extras={})
+    # Tables and codebooks are learnt from a part of large scenes; then codes are chosen block by block.
+    learnt = sample_rows(count, _LEARNT)
+    some = geometry_of(learnt)
+    weights = some.weights(price)
+    position_bits = some.position_bits(price, weights["position"])
+    rotation_bits, scaled = some.shape_tables(price, weights)
+    opacity_bits = some.opacity_bits(price, weights["opacity"])
     tell(0.2)
-    shapes = geometry.shapes(price, weights)
-    errors["shapes"] = shapes.error
-    tell(0.4)
-    colors, palette = geometry.colors, None
-    if scene.sh_degree and len(rows):
-        flat = scene.shN.reshape(len(rows), -1)
-        palette = fit_palette(flat, weights["color"], price, max_entries=MAX_PALETTE, threads=threads,
-                              progress=lambda share: tell(0.4 + 0.4 * share))  # fmt: skip
-        missed = palette.entries[palette.labels] - scene.shN
-        colors = colors - np.einsum("nk,nkc->nc", sensed.mean_basis, missed)
-        errors["sh"] = float((sensed.color[:, None, None] * missed**2).sum())
-    sh0, errors["colors"] = geometry.base_colors(price, weights["color"], colors)
-    alphas, errors["opacities"] = geometry.opacities(price, weights["opacity"])
-    tell(0.9)
-    return Textures(rows, positions, geometry.lows, geometry.highs, shapes.codes, shapes.scales, sh0, alphas, palette,
-                    scene.sh_degree, dict(gaussians.metadata), errors)  # fmt: skip
+    palette = None
+    if gaussians.sh_degree and count:
+        palette = _palette(
+            gaussians, sensitivities, rows, price, tuning, threads, lambda share: tell(0.2 + 0.5 * share)
+        )
+
+    def colors_of(places: Any, geometry: _Geometry) -> tuple[Floats, float]:
+        """Base colours that make up for what the harmonics miss, and the squared error of those."""
+        if palette is None:
+            return geometry.colors, 0.0
+        missed = palette.entries[palette.labels[places]] - gaussians.shN[rows[places]]
+        sensed = geometry.sensitivities
+        colors = geometry.colors - np.einsum("nk,nkc->nc", sensed.mean_basis, missed)
+        return colors, float((sensed.color[:, None, None] * missed**2).sum())
+
+    colored, _ = some.base_colors(price, weights["color"], colors_of(learnt, some)[0])
+    del some, weights
+    errors = dict.fromkeys(("positions", "shapes", "sh", "colors", "opacities"), 0.0)
+    positions, alphas = np.empty((count, 3), np.uint16), np.empty(count, np.uint8)
+    quats, scales, sh0 = (np.empty((count, 3), np.uint8) for _ in range(3))
+    for part in row_blocks(count, _ROWS):
+        geometry = geometry_of(part)
+        weights = geometry.weights(price)
+        positions[part], error = geometry.positions(price, weights["position"], position_bits)
+        errors["positions"] += error
+        shapes = geometry.shapes(price, weights, rotation_bits, scaled)
+        quats[part], scales[part] = shapes.codes, shapes.scales.codes
+        errors["shapes"] += shapes.error
+        colors, error = colors_of(part, geometry)
+        errors["sh"] += error
+        coded = quantize_colors(colors, weights["color"], price, colored.book, differences=colored.differences,
+                                bits=colored.bits, rounds=1, threads=threads)  # fmt: skip
+        sh0[part] = coded.codes
+        errors["colors"] += geometry.color_error(coded, colors)
+        alphas[part], error = geometry.opacities(price, weights["opacity"], opacity_bits)
+        errors["opacities"] += error
+        tell(0.7 + 0.2 * part.stop / count)
+    return Textures(rows, positions, *ends, quats, replace(scaled, codes=scales), replace(colored, codes=sh0), alphas,
+                    palette, gaussians.sh_degree, dict(gaussians.metadata), errors)  # fmt: skip
+
+
+def _palette(
+    gaussians: Gaussians,
+    sensitivities: Sensitivities,
+    rows: Rows,
+    price: float,
+    tuning: Tuning,
+    threads: int,
+    tell: Callable[[float], None],
+) -> Palette:
+    """Entries for the harmonics of the Gaussians `rows`."""
+
+    def some(places: Any) -> tuple[npt.NDArray[np.float32], Floats]:
+        chosen = rows[places]
+        return gaussians.shN[chosen].reshape(len(chosen), -1), color_weights(sensitivities.color[chosen], price, tuning)
+
+    return fit_palette(some, len(rows), price, max_entries=MAX_PALETTE, threads=threads, progress=tell)
 
 
 def kept_rows(gaussians: Gaussians, sensitivities: Sensitivities, price: float, tuning: Tuning) -> Rows:
@@ -445,10 +551,13 @@ def file_order(means: npt.NDArray[np.float32]) -> Rows:
     """Along Hilbert's curve through the positions as the file has them: the high bytes then change slowly."""
     if not len(means):
         return np.zeros(0, np.int64)
-    logs = log_positions(means)
-    extent = np.ptp(logs, axis=0)
-    cells = (logs - logs.min(0)) / np.where(extent > 0, extent, 1.0) * 65535.0
-    return np.argsort(hilbert_keys(cells.astype(np.uint32), 16), kind="stable")
+    lows, highs = _ends(log_positions(means[part]) for part in row_blocks(len(means), _ROWS))
+    extent = highs - lows
+    keys = []
+    for part in row_blocks(len(means), _ROWS):
+        cells = (log_positions(means[part]) - lows) / np.where(extent > 0, extent, 1.0) * 65535.0
+        keys.append(hilbert_keys(cells.astype(np.uint32), 16))
+    return np.argsort(np.concatenate(keys), kind="stable")
 
 
 # ---------------------------------------------------------------------------------------------------------- packing

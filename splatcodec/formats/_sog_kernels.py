@@ -15,15 +15,18 @@ import numpy as np
 from ..render.kernel import kernel
 
 __all__ = [
+    "add_to_clusters",
     "assign_labels",
     "choose_bytes",
     "choose_colors",
     "choose_positions",
     "choose_rotations",
+    "descend",
     "grow_tree",
     "label_leaves",
     "lloyd",
     "nearest_neighbors",
+    "node_means",
     "price_tree",
     "split_cells",
     "sum_clusters",
@@ -571,6 +574,40 @@ def sum_clusters(rows, weights, labels, means, masses, counts):
         if masses[label] > 0.0:
             for k in range(size):
                 means[label, k] = sums[label, k] / masses[label]
+
+
+@kernel
+def add_to_clusters(rows, weights, labels, sums, masses):
+    """Add weighted rows to the sums (M, D) and masses (M,) of their labels."""
+    for i in range(len(rows)):
+        label = labels[i]
+        masses[label] += weights[i]
+        for k in range(rows.shape[1]):
+            sums[label, k] += weights[i] * rows[i, k]
+
+
+@kernel
+def node_means(rows, weights, members, nodes, means):
+    """Weighted mean (nodes, D) float32 of the members of each node."""
+    mean = np.empty(rows.shape[1])
+    for node in range(len(nodes)):
+        _spread(rows, weights, members, nodes[node, 0], nodes[node, 1], mean)
+        means[node] = mean
+
+
+@kernel
+def descend(start, stop, rows, members, nodes, means, labels):
+    """The member of the leaf that is reached from the root by going to the nearer child, for each row (N, D)."""
+    for i in range(start, stop):
+        node = 0
+        while nodes[node, 2] >= 0:
+            child = nodes[node, 2]
+            first = second = 0.0
+            for k in range(rows.shape[1]):
+                first += (rows[i, k] - means[child, k]) ** 2
+                second += (rows[i, k] - means[child + 1, k]) ** 2
+            node = child if first <= second else child + 1
+        labels[i] = members[nodes[node, 0]]
 
 
 @kernel

@@ -8,6 +8,7 @@ playcanvas/developer-site, playcanvas/splat-transform `read-sog.ts`, `read-sog-v
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import warnings
@@ -44,10 +45,14 @@ __all__ = [
     "METADATA_KEY",
     "ZIP_MAGIC",
     "Files",
+    "PackedScene",
     "Source",
     "is_plain_name",
+    "metadata_of",
     "opened",
+    "read_head",
     "read_scene",
+    "stated_degree",
 ]
 
 META = "meta.json"
@@ -216,7 +221,7 @@ class _Textures:
 
     def __init__(self, source: Source, count: int, limits: Limits) -> None:
         self._source = source
-        self._count = count
+        self.count = count
         self._limits = limits
 
     def image(self, name: str, need_pixels: int) -> npt.NDArray[np.uint8]:
@@ -237,38 +242,94 @@ class _Textures:
 
     def pixels(self, name: str) -> npt.NDArray[np.uint8]:
         """(N, 4) pixel of each Gaussian."""
-        return self.image(name, max(1, self._count)).reshape(-1, 4)[: self._count]
+        return self.image(name, max(1, self.count)).reshape(-1, 4)[: self.count]
 
 
 # ---------------------------------------------------------------------------------------------------------- values
 
 
-def _means(meta: JsonObject, textures: _Textures) -> npt.NDArray[np.float32]:
-    """(N, 3) positions from the 16-bit logarithmic ones; both versions."""
-    means = meta.object("means")
-    low, high = means.numbers("mins", 3), means.numbers("maxs", 3)
-    for values, field in ((low, "means.mins"), (high, "means.maxs")):
-        if np.abs(values).max() > MAX_LOG_POSITION:
-            meta.fail(f"{values.tolist()} are no logarithms of positions", field)
-    extent = np.where(high == low, 1.0, high - low)
-    low_name, high_name = _files(means, 2)
-    codes = textures.pixels(high_name)[:, :3].astype(np.uint16) << 8
-    codes |= textures.pixels(low_name)[:, :3]
-    out = np.empty(codes.shape, np.float32)
-    every_code = np.arange(65536, dtype=np.uint16)
-    for axis in range(3):
+class PackedScene:
+    """A SOG scene as its textures have it: 20 bytes a Gaussian, and the palette. Errors are those of `read_scene`.
+
+    Attributes:
+        num_gaussians, sh_degree, metadata: of the scene.
+    """
+
+    def __init__(self, source: Source, limits: Limits, count: int | None = None) -> None:
+        meta, version, self.num_gaussians = read_head(source, limits, count)
+        textures = _Textures(source, self.num_gaussians, limits)
+        self._means = _Means(meta, textures)
+        (name,) = _files(meta.object("quats"), 1)
+        self._quats = textures.pixels(name)
+        scale_group, colour_group = meta.object("scales"), meta.object("sh0")
+        if version == 1:
+            self._scale_tables = _lerp_tables(scale_group, 3)
+            *self._colour_tables, opacities = _lerp_tables(colour_group, 4)
+            self._opacity_table: npt.NDArray[np.float64] | None = opacities
+        else:
+            self._scale_tables = [scale_group.numbers("codebook", _CODEBOOK)] * 3
+            self._colour_tables = [colour_group.numbers("codebook", _CODEBOOK)] * 3
+            self._opacity_table = None
+        self._scales = textures.pixels(_files(scale_group, 1)[0])
+        self._colours = textures.pixels(_files(colour_group, 1)[0])
+        self._palette, self._labels = _palette(meta, textures, version)
+        self.sh_degree = math.isqrt(self._palette.shape[1] + 1) - 1
+        self.metadata = metadata_of(meta, version)
+
+    def rows(self, rows: slice) -> Gaussians:
+        """Some Gaussians, without metadata."""
+        quats, scales, colours = self._quats[rows], self._scales[rows], self._colours[rows]
+        out_scales, sh0 = np.empty((len(scales), 3), np.float32), np.empty((len(scales), 1, 3), np.float32)
+        for channel in range(3):
+            out_scales[:, channel] = lookup(scales[:, channel], self._scale_tables[channel])
+            sh0[:, 0, channel] = lookup(colours[:, channel], self._colour_tables[channel])
+        alphas, table = colours[:, 3], self._opacity_table
+        return Gaussians(
+            means=self._means.rows(rows),
+            quats=_unpacked_quats(quats),
+            scales=out_scales,
+            opacities=logits_of_alpha_bytes(alphas) if table is None else lookup(alphas, table),
+            sh0=sh0,
+            shN=np.take(self._palette, self._labels[rows], axis=0),
+        )
+
+
+class _Means:
+    """Positions as 16-bit logarithms; both versions."""
+
+    def __init__(self, meta: JsonObject, textures: _Textures) -> None:
+        means = meta.object("means")
+        self._low, high = means.numbers("mins", 3), means.numbers("maxs", 3)
+        for values, field in ((self._low, "means.mins"), (high, "means.maxs")):
+            if np.abs(values).max() > MAX_LOG_POSITION:
+                meta.fail(f"{values.tolist()} are no logarithms of positions", field)
+        self._extent = np.where(high == self._low, 1.0, high - self._low)
+        low_name, high_name = _files(means, 2)
+        self._codes = textures.pixels(high_name)[:, :3].astype(np.uint16) << 8
+        self._codes |= textures.pixels(low_name)[:, :3]
         # The exponential of each code once, or of each Gaussian, whichever are fewer.
-        chosen = every_code if len(codes) > len(every_code) else codes[:, axis]
-        n = low[axis] + extent[axis] * (chosen / 65535)
-        values = np.sign(n) * np.expm1(np.abs(n))
-        out[:, axis] = lookup(codes[:, axis], values) if chosen is every_code else values
-    return out
+        every_code = np.arange(65536, dtype=np.uint16)
+        self._tables = (
+            [self._values(every_code, axis).astype(np.float32) for axis in range(3)]
+            if len(self._codes) > len(every_code)
+            else None
+        )
+
+    def _values(self, codes: npt.NDArray[Any], axis: int) -> npt.NDArray[np.float64]:
+        n = self._low[axis] + self._extent[axis] * (codes / 65535)
+        return np.asarray(np.sign(n) * np.expm1(np.abs(n)))
+
+    def rows(self, rows: slice) -> npt.NDArray[np.float32]:
+        codes = self._codes[rows]
+        out = np.empty(codes.shape, np.float32)
+        for axis in range(3):
+            own = codes[:, axis]
+            out[:, axis] = self._values(own, axis) if self._tables is None else lookup(own, self._tables[axis])
+        return out
 
 
-def _quats(meta: JsonObject, textures: _Textures) -> npt.NDArray[np.float32]:
+def _unpacked_quats(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """(N, 4) unit quaternions w, x, y, z; both versions."""
-    (name,) = _files(meta.object("quats"), 1)
-    pixels = textures.pixels(name)
     quats = np.empty((len(pixels), 4), np.float32)
     table = (np.arange(256) / 255 * 2 - 1) * np.sqrt(0.5)
     step = 1 << 15
@@ -285,10 +346,12 @@ def _lerp_tables(group: JsonObject, channels: int) -> list[npt.NDArray[np.float6
     return [a + (b - a) * (np.arange(256) / 255) for a, b in zip(low, high)]
 
 
-def _sh_rest(meta: JsonObject, textures: _Textures, version: int) -> npt.NDArray[np.float32] | None:
-    """(N, K - 1, 3) SH coefficients from palette and labels, if there are any."""
+def _palette(
+    meta: JsonObject, textures: _Textures, version: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint16]]:
+    """(M, K - 1, 3) SH coefficients, and (N,) which of them each Gaussian has; one of nothing where there are none."""
     if "shN" not in meta:
-        return None
+        return np.empty((1, 0, 3), np.float32), np.zeros(textures.count, np.uint16)
     group = meta.object("shN")
     centroids_name, labels_name = _files(group, 2)
     if version == 1:
@@ -317,7 +380,32 @@ def _sh_rest(meta: JsonObject, textures: _Textures, version: int) -> npt.NDArray
     labels = codes[:, 0] | codes[:, 1].astype(np.uint16) << 8
     if len(labels) and labels.max() >= palette_size:
         raise FormatError(f"label {labels.max()} in a palette of {palette_size}", chunk=labels_name)
-    return np.take(palette, labels, axis=0)
+    return palette, np.asarray(labels, np.uint16)
+
+
+def read_head(source: Source, limits: Limits, count: int | None = None) -> tuple[JsonObject, int, int]:
+    """`meta.json`, its version, and the number of Gaussians; `count` is what that must be, where it is known."""
+    meta = parse_object(source.read(META, limits.max_json_bytes), META)
+    version = meta.integer("version", 0, 1 << 31) if "version" in meta else 1
+    if version not in (1, 2):
+        raise UnsupportedError(f"SOG version {version}, only 1 and 2 are known", chunk=META, field="version")
+    stated = _count(meta, version)
+    if count is not None and stated != count:
+        raise FormatError(f"{stated} Gaussians, where {count} are expected", chunk=META, field="count")
+    limits.check_gaussians(stated, chunk=META)
+    if stated > source.size_bytes * _MAX_GAUSSIANS_PER_BYTE:
+        raise LimitExceededError(
+            f"{stated} Gaussians cannot be in {source.size_bytes} bytes", chunk=META, field="count"
+        )
+    limits.check_bytes(stated * 4 * (14 + (45 if "shN" in meta else 0)), "the scene")
+    return meta, version, stated
+
+
+def stated_degree(meta: JsonObject, version: int) -> int | None:
+    """SH degree, or None where only textures tell."""
+    if "shN" not in meta:
+        return 0
+    return meta.object("shN").integer("bands", 1, 3) if version == 2 else None
 
 
 def read_scene(source: Source, limits: Limits = DEFAULT_LIMITS, *, count: int | None = None) -> Gaussians:
@@ -326,48 +414,8 @@ def read_scene(source: Source, limits: Limits = DEFAULT_LIMITS, *, count: int | 
     Args:
         count: how many Gaussians there must be, where that is known from elsewhere.
     """
-    meta = parse_object(source.read(META, limits.max_json_bytes), META)
-    version = meta.integer("version", 0, 1 << 31) if "version" in meta else 1
-    if version not in (1, 2):
-        raise UnsupportedError(f"SOG version {version}, only 1 and 2 are known", chunk=META, field="version")
-    stated = _count(meta, version)
-    if count is not None and stated != count:
-        raise FormatError(f"{stated} Gaussians, where {count} are expected", chunk=META, field="count")
-    count = stated
-    limits.check_gaussians(count, chunk=META)
-    if count > source.size_bytes * _MAX_GAUSSIANS_PER_BYTE:
-        raise LimitExceededError(f"{count} Gaussians cannot be in {source.size_bytes} bytes", chunk=META, field="count")
-    limits.check_bytes(count * 4 * (14 + (45 if "shN" in meta else 0)), "the scene")
-    textures = _Textures(source, count, limits)
-    means = _means(meta, textures)
-    quats = _quats(meta, textures)
-    scales = np.empty((count, 3), np.float32)
-    sh0 = np.empty((count, 1, 3), np.float32)
-    scale_group, colour_group = meta.object("scales"), meta.object("sh0")
-    if version == 1:
-        scale_tables = _lerp_tables(scale_group, 3)
-        *colour_tables, opacity_table = _lerp_tables(colour_group, 4)
-    else:
-        scale_tables = [scale_group.numbers("codebook", _CODEBOOK)] * 3
-        colour_tables = [colour_group.numbers("codebook", _CODEBOOK)] * 3
-        opacity_table = None
-    for out, group, tables in ((scales, scale_group, scale_tables), (sh0[:, 0], colour_group, colour_tables)):
-        pixels = textures.pixels(_files(group, 1)[0])
-        for channel in range(3):
-            out[:, channel] = lookup(pixels[:, channel], tables[channel])
-    # The last texture read is that of colours, whose alpha is the opacity.
-    alphas = pixels[:, 3]
-    opacities = logits_of_alpha_bytes(alphas) if opacity_table is None else lookup(alphas, opacity_table)
-    shN = _sh_rest(meta, textures, version)
-    return Gaussians(
-        means=means,
-        quats=quats,
-        scales=scales,
-        opacities=opacities,
-        sh0=sh0,
-        shN=shN,  # type: ignore[arg-type]
-        metadata=_metadata(meta, version),
-    )
+    scene = PackedScene(source, limits, count)
+    return scene.rows(slice(None)).replaced(metadata=scene.metadata)
 
 
 def _count(meta: JsonObject, version: int) -> int:
@@ -381,7 +429,8 @@ def _count(meta: JsonObject, version: int) -> int:
     return shape[0]
 
 
-def _metadata(meta: JsonObject, version: int) -> dict[str, Any]:
+def metadata_of(meta: JsonObject, version: int) -> dict[str, Any]:
+    """What `meta.json` says of the scene."""
     sog: dict[str, Any] = {"version": version}
     metadata: dict[str, Any] = {"sog": sog}
     facts = meta.get(METADATA_KEY)

@@ -129,6 +129,7 @@ class Format:
             where the format (or, raising UnsupportedError, this file) needs the whole scene in memory.
         write_blocks: (blocks, file, options) -> all losses, those of `losses` included: the same bytes as `write`
             makes of the whole scene, in less memory. None where that is not to be had; never called with a quality.
+        write_path_blocks: (blocks, folder, options) -> the same for `write_path`.
     """
 
     name: str
@@ -146,6 +147,7 @@ class Format:
     takes_quality: bool = False
     open_blocks: Callable[[Path, Limits], AbstractContextManager[Blocks]] | None = None
     write_blocks: Callable[[Blocks, BinaryIO, WriteOptions], list[str]] | None = None
+    write_path_blocks: Callable[[Blocks, Path, WriteOptions], list[str]] | None = None
 
     @property
     def can_write(self) -> bool:

@@ -8,8 +8,10 @@ Facts: mkkellogg/GaussianSplats3D `SplatBuffer.js`.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,12 +23,12 @@ from ..errors import FormatError, ParameterError, TruncatedError, UnsupportedErr
 from ..files import open_for_reading
 from ..gaussians import SH_C0, Gaussians, num_sh_coefficients
 from ..limits import DEFAULT_LIMITS, Limits
-from ._losses import drawable, lost_bands, lost_extras, lost_gaussians, lost_metadata, out_of_range
+from ._losses import Tally, drawable, lost_bands, lost_extras, lost_gaussians, lost_metadata, out_of_range
 from ._order import compact_chunks
 from ._packing import alpha_bytes, logits_of_alpha_bytes, lookup, rounded, row_blocks
 from ._quality import reduced
 from ._records import file_size, read_blocks
-from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
+from .base import BLOCK_ROWS, DEFAULT_OPTIONS, Blocks, ErrorBounds, Format, WriteOptions
 
 __all__ = ["FORMAT", "read", "read_stream", "write"]
 
@@ -179,14 +181,10 @@ def _read_sections(handle: BinaryIO, limits: Limits) -> tuple[_Header, list[_Sec
     return header, sections
 
 
-def _bucket_centers(handle: BinaryIO, section: _Section, name: str) -> npt.NDArray[np.float32]:
-    """(count, 3) centre of the bucket of each Gaussian."""
-    of_bucket, centers = _buckets(handle, section, name)
-    return centers[of_bucket]
-
-
-def _buckets(handle: BinaryIO, section: _Section, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-    """(count,) the bucket of each Gaussian, and (buckets, 3) their centres."""
+def _bucket_ends(
+    handle: BinaryIO, section: _Section, name: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """(buckets,) the first row after each bucket, and (buckets, 3) their centres."""
     handle.seek(section.start)
     lengths = np.frombuffer(handle.read(4 * section.partial_buckets), "<u4").astype(np.int64)
     centers = np.frombuffer(handle.read(12 * section.num_buckets), "<f4").reshape(-1, 3)
@@ -196,9 +194,15 @@ def _buckets(handle: BinaryIO, section: _Section, name: str) -> tuple[npt.NDArra
             f"buckets for {full + int(lengths.sum())} of {section.count} Gaussians", chunk=name, offset=section.start
         )
     # Those full come first. Of the last bucket only what the section has counts.
-    ends = np.concatenate([np.full(section.full_buckets, section.bucket_gaussians, np.int64), lengths]).cumsum()
-    of_bucket = np.searchsorted(ends, np.arange(section.count), side="right")
-    return of_bucket, centers
+    return np.concatenate(
+        [np.full(section.full_buckets, section.bucket_gaussians, np.int64), lengths]
+    ).cumsum(), centers
+
+
+def _buckets(handle: BinaryIO, section: _Section, name: str) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+    """(count,) the bucket of each Gaussian, and (buckets, 3) their centres."""
+    ends, centers = _bucket_ends(handle, section, name)
+    return np.searchsorted(ends, np.arange(section.count), side="right"), centers
 
 
 def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
@@ -218,51 +222,96 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
 def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
     """`read` for an open file, also one in memory."""
     header, sections = _read_sections(handle, limits)
-    count, level = header.count, header.level
-    degree = max((section.sh_degree for section in sections), default=0)
-    means, scales = (np.empty((count, 3), np.float32) for _ in range(2))
-    quats = np.empty((count, 4), np.float32)
-    opacities = np.empty(count, np.float32)
-    sh0 = np.empty((count, 1, 3), np.float32)
-    shN = np.zeros((count, num_sh_coefficients(degree) - 1, 3), np.float32)
-    sh0_table = (np.arange(256) / 255 - 0.5) / SH_C0
-    low, high = header.sh_range
-    with np.errstate(over="ignore"):
-        sh_table = (low + np.arange(256) / 255 * (high - low)).astype(np.float32)
+    degree = _degree(sections)
+    scene = _nothing(header.count, degree)
     first = 0
     for index, section in enumerate(sections):
-        name = f"section {index}"
-        centers = _bucket_centers(handle, section, name) if level else None
-        columns = _sh_columns(section.sh_degree)
-        handle.seek(section.records_start())
-        for here, block in read_blocks(handle, _record(level, section.sh_degree), section.count, chunk=name):
-            rows = slice(first + here.start, first + here.stop)
-            if centers is None:
-                means[rows] = block["mean"]
+        decoder = _Decoder(handle, header, section, f"section {index}")
+        decoder.read(slice(0, section.count), scene, first)
+        first += section.count
+    return scene.replaced(metadata=_metadata(header))
+
+
+def _degree(sections: list[_Section]) -> int:
+    return max((section.sh_degree for section in sections), default=0)
+
+
+def _metadata(header: _Header) -> dict[str, Any]:
+    return {"ksplat": {"level": header.level}}
+
+
+def _nothing(count: int, degree: int) -> Gaussians:
+    """Rows to be filled; harmonics that a section has not are zero."""
+    return Gaussians(
+        means=np.empty((count, 3), np.float32),
+        quats=np.empty((count, 4), np.float32),
+        scales=np.empty((count, 3), np.float32),
+        opacities=np.empty(count, np.float32),
+        sh0=np.empty((count, 1, 3), np.float32),
+        shN=np.zeros((count, num_sh_coefficients(degree) - 1, 3), np.float32),
+    )
+
+
+class _Decoder:
+    """Reads rows of a section."""
+
+    def __init__(self, handle: BinaryIO, header: _Header, section: _Section, name: str) -> None:
+        self._handle, self._section, self._name = handle, section, name
+        self._level = header.level
+        self._dtype = _record(header.level, section.sh_degree)
+        self._columns = _sh_columns(section.sh_degree)
+        self._buckets = _bucket_ends(handle, section, name) if header.level else None
+        self._sh0_table = (np.arange(256) / 255 - 0.5) / SH_C0
+        low, high = header.sh_range
+        with np.errstate(over="ignore"):
+            self._sh_table = (low + np.arange(256) / 255 * (high - low)).astype(np.float32)
+
+    def read(self, rows: slice, scene: Gaussians, first: int) -> None:
+        """Read `rows` of the section into those of `scene` from `first` on."""
+        section = self._section
+        self._handle.seek(section.records_start() + rows.start * self._dtype.itemsize)
+        for part, block in read_blocks(self._handle, self._dtype, rows.stop - rows.start, chunk=self._name):
+            out = slice(first + part.start, first + part.stop)
+            if self._buckets is None:
+                scene.means[out] = block["mean"]
             else:
+                ends, centers = self._buckets
+                numbers = np.arange(rows.start + part.start, rows.start + part.stop)
+                centers = centers[np.searchsorted(ends, numbers, side="right")]
                 step = np.float32(section.block_size / 2 / section.offset_range)
                 with np.errstate(over="ignore", invalid="ignore"):
                     offsets = block["mean"].astype(np.float32) - np.float32(section.offset_range)
-                    means[rows] = offsets * step + centers[here]
+                    scene.means[out] = offsets * step + centers
             # A scale of zero is a flat Gaussian (-inf); a negative one is nonsense and becomes NaN for `cleaned`.
             with np.errstate(divide="ignore", invalid="ignore"):
-                scales[rows] = np.log(block["scale"].astype(np.float32))
-            quats[rows] = block["quat"]
-            sh0[rows, 0] = lookup(block["rgba"][:, :3], sh0_table)
-            opacities[rows] = logits_of_alpha_bytes(block["rgba"][:, 3])
-            if columns:
-                values = block["sh"][:, columns].reshape(len(block), -1, 3)
-                shN[rows, : values.shape[1]] = lookup(values, sh_table) if level == 2 else values
-        first += section.count
-    return Gaussians(
-        means=means,
-        quats=quats,
-        scales=scales,
-        opacities=opacities,
-        sh0=sh0,
-        shN=shN,
-        metadata={"ksplat": {"level": level}},
-    )
+                scene.scales[out] = np.log(block["scale"].astype(np.float32))
+            scene.quats[out] = block["quat"]
+            scene.sh0[out, 0] = lookup(block["rgba"][:, :3], self._sh0_table)
+            scene.opacities[out] = logits_of_alpha_bytes(block["rgba"][:, 3])
+            if self._columns:
+                values = block["sh"][:, self._columns].reshape(len(block), -1, 3)
+                scene.shN[out, : values.shape[1]] = lookup(values, self._sh_table) if self._level == 2 else values
+
+
+@contextlib.contextmanager
+def open_blocks(path: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[Blocks]:
+    """`read`, block by block; the centres of buckets are held."""
+    with open_for_reading(path) as handle:
+        header, sections = _read_sections(handle, limits)
+        degree = _degree(sections)
+        decoders = [_Decoder(handle, header, section, f"section {k}") for k, section in enumerate(sections)]
+        firsts = np.concatenate([[0], np.cumsum([section.count for section in sections], dtype=np.int64)])
+
+        def rows() -> Iterator[Gaussians]:
+            for part in row_blocks(header.count, BLOCK_ROWS):
+                scene = _nothing(part.stop - part.start, degree)
+                for decoder, first, end in zip(decoders, firsts[:-1].tolist(), firsts[1:].tolist()):
+                    start, stop = max(part.start, first), min(part.stop, end)
+                    if start < stop:
+                        decoder.read(slice(start - first, stop - first), scene, start - part.start)
+                yield scene
+
+        yield Blocks(header.count, degree, rows, metadata=_metadata(header))
 
 
 # --------------------------------------------------------------------------------------------------------- writing
@@ -270,26 +319,38 @@ def read_stream(handle: BinaryIO, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
 
 @dataclass(frozen=True)
 class _Buckets:
-    """Gaussians by bucket: `scene` in the order of the file, full buckets first.
+    """Gaussians by bucket, full buckets first.
 
     Attributes:
-        lengths: (B,) Gaussians of each bucket. centers: (B, 3) float32. block_size: no offset is more than half of it.
+        order: (N,) rows in the order of the file. lengths: (B,) Gaussians of each bucket. centers: (B, 3) float32.
+        block_size: no offset is more than half of it.
     """
 
-    scene: Gaussians
+    order: npt.NDArray[np.intp]
     lengths: npt.NDArray[np.int64]
     centers: npt.NDArray[np.float32]
     block_size: float
 
 
-def _bucketed(scene: Gaussians) -> _Buckets:
-    """Sort Gaussians into small buckets, so that 16 bits of offset are fine: the few widest ones are split further."""
-    importance = np.exp(np.clip(scene.scales.mean(axis=1, dtype=np.float64), -20, 20) * -2)
-    order = compact_chunks(scene.means, importance, _BUCKET_GAUSSIANS)
+def _importance(scene: Gaussians) -> npt.NDArray[np.float64]:
+    """(N,) how much a squared error of position counts."""
+    return np.asarray(np.exp(np.clip(scene.scales.mean(axis=1, dtype=np.float64), -20, 20) * -2))
+
+
+def _bucketed(means: npt.NDArray[np.float32], importance: npt.NDArray[np.float64]) -> _Buckets:
+    """Sort Gaussians into small buckets, so that 16 bits of offset are fine: the few widest ones are split further.
+
+    Raises:
+        ParameterError: positions are further apart than float32 can say.
+    """
+    with np.errstate(over="ignore"):
+        if len(means) and not np.isfinite(means.max(axis=0) - means.min(axis=0)).all():
+            raise ParameterError("Gaussians lie further apart than float32 can say")
+    order = compact_chunks(means, importance, _BUCKET_GAUSSIANS)
     chunks = [order[start : start + _BUCKET_GAUSSIANS] for start in range(0, len(order), _BUCKET_GAUSSIANS)]
 
     def side(rows: npt.NDArray[np.intp]) -> float:
-        points = scene.means[rows].astype(np.float64)
+        points = means[rows].astype(np.float64)
         return float((points.max(axis=0) - points.min(axis=0)).max())
 
     sides = [side(rows) for rows in chunks]
@@ -302,24 +363,27 @@ def _bucketed(scene: Gaussians) -> _Buckets:
         if width <= widest:
             buckets.append(rows)
             continue
-        points = scene.means[rows].astype(np.float64)
+        points = means[rows].astype(np.float64)
         axis = int(np.argmax(points.max(axis=0) - points.min(axis=0)))
         upper = points[:, axis] > (points[:, axis].min() + points[:, axis].max()) / 2
         pending += [(part, side(part)) for part in (rows[~upper], rows[upper])]
     buckets.sort(key=len, reverse=True)  # which puts the full ones first
-    ends = np.array([[scene.means[rows].min(axis=0), scene.means[rows].max(axis=0)] for rows in buckets], np.float64)
+    ends = np.array([[means[rows].min(axis=0), means[rows].max(axis=0)] for rows in buckets], np.float64)
     centers = ends.reshape(-1, 2, 3).mean(axis=1).astype(np.float32)
     # The centre is rounded to float32; the offsets have to reach as far.
     slack = float(np.abs(centers).max(initial=0.0)) * 2.0**-22
     rows = np.concatenate(buckets) if buckets else np.empty(0, np.intp)
     lengths = np.array([len(bucket) for bucket in buckets], np.int64)
-    return _Buckets(scene.selected(rows), lengths, centers, float(np.float32((widest + slack) * (1 + 1e-6))))
+    return _Buckets(rows, lengths, centers, float(np.float32((widest + slack) * (1 + 1e-6))))
 
 
 def _sh_reach(scene: Gaussians) -> float:
     """Largest harmonic, which bytes of level 2 span; never zero, which would mean something else."""
-    reach = float(np.abs(scene.shN).max(initial=0.0))
-    return float(np.float32(reach)) if reach > 1e-6 else _USUAL_SH_RANGE
+    return _sh_range(float(np.abs(scene.shN).max(initial=0.0)))
+
+
+def _sh_range(largest: float) -> float:
+    return float(np.float32(largest)) if largest > 1e-6 else _USUAL_SH_RANGE
 
 
 def _held(gaussians: Gaussians, options: WriteOptions) -> Gaussians:
@@ -355,54 +419,129 @@ def _copy(scene: Gaussians, level: int) -> Gaussians:
 
 
 def _write(scene: Gaussians, file: BinaryIO, level: int) -> None:
-    centers = np.empty((0, 3), np.float32)
-    lengths = np.empty(0, np.int64)
-    block_size, offset_range = 5.0, 1
-    if level:
-        with np.errstate(over="ignore"):
-            if len(scene) and not np.isfinite(scene.means.max(axis=0) - scene.means.min(axis=0)).all():
-                raise ParameterError("Gaussians lie further apart than float32 can say")
-        buckets = _bucketed(scene)
-        scene, lengths, centers, block_size = buckets.scene, buckets.lengths, buckets.centers, buckets.block_size
-        offset_range = _OFFSET_RANGE
-    full = int((lengths == _BUCKET_GAUSSIANS).sum())
-    count = len(scene)
-    middle = [0.0] * 3 if not count else (scene.means.min(axis=0) / 2 + scene.means.max(axis=0) / 2).tolist()
-    reach = _sh_reach(scene)
-    header = _HEADER.pack(0, 1, 0, 1, 1, count, count, level, 0, *middle, -reach, reach)
-    section = _SECTION.pack(
-        *(count, count, _BUCKET_GAUSSIANS if level else 0, len(lengths), block_size, 12 if level else 0, 0),
-        *(offset_range, 0, full, len(lengths) - full, scene.sh_degree),
-    )
-    file.write(header.ljust(_HEADER_BYTES, b"\0"))
-    file.write(section.ljust(_SECTION_BYTES, b"\0"))
-    file.write(lengths[full:].astype("<u4").tobytes())
-    file.write(centers.astype("<f4").tobytes())
-    of_bucket = np.repeat(np.arange(len(lengths)), lengths)
-    colours = rounded(scene.sh0[:, 0], 255 * SH_C0, 127.5, 0, 255, np.uint8)
-    alphas = alpha_bytes(scene.opacities)
-    columns = np.argsort(_sh_columns(scene.sh_degree))
-    largest = float(np.finfo(_FLOAT_TYPES[level]).max)
-    for rows in row_blocks(count):
-        block = np.empty(rows.stop - rows.start, _record(level, scene.sh_degree))
-        if level:
-            offsets = scene.means[rows].astype(np.float64) - centers[of_bucket[rows]]
-            codes = np.rint(offsets * (2 * offset_range / block_size)) + offset_range
-            block["mean"] = np.clip(codes, 0, 2 * offset_range + 1)
+    box = (scene.means.min(axis=0), scene.means.max(axis=0)) if len(scene) else None
+    buckets = _bucketed(scene.means, _importance(scene)) if level else None
+    layout = _Layout(len(scene), level, scene.sh_degree, box, _sh_reach(scene), buckets)
+    layout.write_heads(file)
+    if buckets is not None:
+        scene = scene.selected(buckets.order)
+    for rows in row_blocks(len(scene)):
+        file.write(layout.records(scene.selected(rows), np.arange(rows.start, rows.stop)).view(np.uint8).data)
+
+
+class _Layout:
+    """What records depend on.
+
+    Args:
+        box: corners of all positions, None without any. reach: of harmonics. buckets: from level 1 on.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        level: int,
+        sh_degree: int,
+        box: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None,
+        reach: float,
+        buckets: _Buckets | None,
+    ) -> None:
+        self.count, self.level, self.sh_degree, self.reach, self.buckets = count, level, sh_degree, reach, buckets
+        self.middle = [0.0] * 3 if box is None else (box[0] / 2 + box[1] / 2).tolist()
+        self.dtype = _record(level, sh_degree)
+        self.columns = np.argsort(_sh_columns(sh_degree))
+        self.ends = None if buckets is None else np.cumsum(buckets.lengths)
+
+    def write_heads(self, file: BinaryIO) -> None:
+        """All that is before the records."""
+        lengths, centers, block_size, offset_range = np.empty(0, np.int64), np.empty((0, 3), np.float32), 5.0, 1
+        if self.buckets is not None:
+            lengths, centers, block_size = self.buckets.lengths, self.buckets.centers, self.buckets.block_size
+            offset_range = _OFFSET_RANGE
+        full, count, level = int((lengths == _BUCKET_GAUSSIANS).sum()), self.count, self.level
+        header = _HEADER.pack(0, 1, 0, 1, 1, count, count, level, 0, *self.middle, -self.reach, self.reach)
+        section = _SECTION.pack(
+            *(count, count, _BUCKET_GAUSSIANS if level else 0, len(lengths), block_size, 12 if level else 0, 0),
+            *(offset_range, 0, full, len(lengths) - full, self.sh_degree),
+        )
+        file.write(header.ljust(_HEADER_BYTES, b"\0"))
+        file.write(section.ljust(_SECTION_BYTES, b"\0"))
+        file.write(lengths[full:].astype("<u4").tobytes())
+        file.write(centers.astype("<f4").tobytes())
+
+    def records(self, scene: Gaussians, places: npt.NDArray[np.intp]) -> npt.NDArray[np.void]:
+        """Rows as they are in the file, where they are at `places`."""
+        block = np.empty(len(scene), self.dtype)
+        largest = float(np.finfo(_FLOAT_TYPES[self.level]).max)
+        if self.buckets is not None:
+            assert self.ends is not None
+            centers = self.buckets.centers[np.searchsorted(self.ends, places, side="right")]
+            offsets = scene.means.astype(np.float64) - centers
+            codes = np.rint(offsets * (2 * _OFFSET_RANGE / self.buckets.block_size)) + _OFFSET_RANGE
+            block["mean"] = np.clip(codes, 0, 2 * _OFFSET_RANGE + 1)
         else:
-            block["mean"] = scene.means[rows]
+            block["mean"] = scene.means
         with np.errstate(over="ignore"):
-            block["scale"] = np.minimum(np.exp(scene.scales[rows].astype(np.float64)), largest)
-        block["quat"] = scene.selected(rows).normalized_quats()
-        block["rgba"][:, :3] = colours[rows]
-        block["rgba"][:, 3] = alphas[rows]
-        if len(columns):
-            values = scene.shN[rows].reshape(len(block), -1)[:, columns]
-            if level == 2:
-                block["sh"] = rounded(values, 127.5 / reach, 127.5, 0, 255, np.uint8)
+            block["scale"] = np.minimum(np.exp(scene.scales.astype(np.float64)), largest)
+        block["quat"] = scene.normalized_quats()
+        block["rgba"][:, :3] = rounded(scene.sh0[:, 0], 255 * SH_C0, 127.5, 0, 255, np.uint8)
+        block["rgba"][:, 3] = alpha_bytes(scene.opacities)
+        if len(self.columns):
+            values = scene.shN.reshape(len(block), -1)[:, self.columns]
+            if self.level == 2:
+                block["sh"] = rounded(values, 127.5 / self.reach, 127.5, 0, 255, np.uint8)
             else:
                 block["sh"] = np.clip(values, -largest, largest)
-        file.write(block.view(np.uint8).data)
+        return block
+
+
+def write_blocks(blocks: Blocks, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
+    """`write` without a quality, from blocks, which are read twice: ranges and order first, then records.
+
+    From level 1 on the records are held, 24 to 72 bytes a Gaussian, as they are written in another order.
+
+    Raises:
+        ParameterError: positions are further apart than float32 can say.
+    """
+    level = _level(options)
+    degree = min(blocks.sh_degree, _MAX_SH_DEGREE)
+    tally = Tally(lambda scene: _losses(scene.replaced(metadata=blocks.metadata), options))
+    means = np.empty((blocks.num_gaussians if level else 0, 3), np.float32)
+    importance = np.empty(len(means))
+    low, high = np.full(3, np.inf, np.float32), np.full(3, -np.inf, np.float32)
+    reach, count = 0.0, 0
+    for block in blocks.rows():
+        scene = tally.drawable(block).with_sh_degree(degree)
+        if not len(scene):
+            continue
+        low, high = np.minimum(low, scene.means.min(axis=0)), np.maximum(high, scene.means.max(axis=0))
+        reach = max(reach, float(np.abs(scene.shN).max(initial=0.0)))
+        if level:
+            rows = slice(count, count + len(scene))
+            means[rows], importance[rows] = scene.means, _importance(scene)
+        count += len(scene)
+    buckets = _bucketed(means[:count], importance[:count]) if level else None
+    del means, importance
+    layout = _Layout(count, level, degree, (low, high) if count else None, _sh_range(reach), buckets)
+    layout.write_heads(file)
+    if buckets is None:
+        first = 0
+        for block in blocks.rows():
+            scene = block.cleaned()[0].with_sh_degree(degree)
+            file.write(layout.records(scene, np.arange(first, first + len(scene))).view(np.uint8).data)
+            first += len(scene)
+        return tally.sentences()
+    places = np.empty(count, np.intp)
+    places[buckets.order] = np.arange(count)
+    records = np.empty(count, layout.dtype)
+    first = 0
+    for block in blocks.rows():
+        scene = block.cleaned()[0].with_sh_degree(degree)
+        here = places[first : first + len(scene)]
+        records[here] = layout.records(scene, here)
+        first += len(scene)
+    for part in row_blocks(count):
+        file.write(records[part].view(np.uint8).data)
+    return tally.sentences()
 
 
 def _losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
@@ -430,7 +569,7 @@ def _error_bounds(gaussians: Gaussians, options: WriteOptions) -> ErrorBounds:
     scene = _held(gaussians, options)
     half = 2.0**-11  # a half float's largest relative error
     return ErrorBounds(
-        means=_bucketed(scene).block_size / 4 / _OFFSET_RANGE if level else 0.0,
+        means=_bucketed(scene.means, _importance(scene)).block_size / 4 / _OFFSET_RANGE if level else 0.0,
         scales=half if level else 2e-6,
         alphas=0.5 / 255,
         colours=0.5 / 255,
@@ -459,4 +598,6 @@ FORMAT = Format(
     error_bounds=_error_bounds,
     versions=_LEVELS,
     takes_quality=True,
+    open_blocks=open_blocks,
+    write_blocks=write_blocks,
 )

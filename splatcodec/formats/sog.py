@@ -5,8 +5,9 @@ Versions 1 and 2 are read (`_sog_read`), version 2 is written (`_sog_encode`).
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,11 +15,13 @@ import numpy as np
 
 from ..gaussians import Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
-from ._losses import drawable, is_json, lost_extras, lost_gaussians, lost_metadata, out_of_range
-from ._sog_read import MAX_LOG_POSITION, META, ZIP_MAGIC, opened, read_scene
-from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
+from ._losses import Tally, drawable, is_json, lost_extras, lost_gaussians, lost_metadata, out_of_range
+from ._packing import row_blocks
+from ._sog_read import MAX_LOG_POSITION, META, ZIP_MAGIC, PackedScene, opened, read_scene
+from ._spill import folder_of, on_disk
+from .base import BLOCK_ROWS, DEFAULT_OPTIONS, Blocks, ErrorBounds, Format, WriteOptions
 
-__all__ = ["FORMAT", "read", "write", "write_folder"]
+__all__ = ["FORMAT", "read", "spilled", "write", "write_folder"]
 
 _MAX_POSITION = float(np.expm1(MAX_LOG_POSITION))
 # Whatever the day, the same bytes.
@@ -40,6 +43,18 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
     """
     with opened(path) as source:
         return read_scene(source, limits)
+
+
+@contextlib.contextmanager
+def open_blocks(path: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[Blocks]:
+    """`read`, block by block, from the textures: 20 bytes a Gaussian."""
+    with opened(path) as source:
+        scene = PackedScene(source, limits)
+
+    def rows() -> Iterator[Gaussians]:
+        return (scene.rows(part) for part in row_blocks(scene.num_gaussians, BLOCK_ROWS))
+
+    yield Blocks(scene.num_gaussians, scene.sh_degree, rows, metadata=scene.metadata)
 
 
 def _files(gaussians: Gaussians, options: WriteOptions) -> tuple[dict[str, bytes], list[str]]:
@@ -69,6 +84,29 @@ def write(gaussians: Gaussians, file: BinaryIO, options: WriteOptions = DEFAULT_
     return losses
 
 
+def write_blocks(blocks: Blocks, file: BinaryIO, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
+    """`write` without a quality, from blocks, which are laid down in a file beside the target first."""
+    with spilled(blocks, folder_of(file), options) as (scene, told):
+        write_bundle(file, _files(scene, options)[0])
+    return told
+
+
+def write_folder_blocks(blocks: Blocks, folder: Path, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
+    """`write_folder` from blocks; see `write_blocks`."""
+    with spilled(blocks, folder, options) as (scene, told):
+        _write_files(folder, _files(scene, options)[0])
+    return told
+
+
+@contextlib.contextmanager
+def spilled(blocks: Blocks, folder: Path | None, options: WriteOptions) -> Iterator[tuple[Gaussians, list[str]]]:
+    """The drawable part of a scene, and what is lost of it."""
+    tally = Tally(lambda scene: losses(scene.replaced(metadata=blocks.metadata), options))
+    rows = (tally.drawable(block) for block in blocks.rows())
+    with on_disk(rows, blocks.sh_degree, blocks.metadata, folder) as scene:
+        yield scene, tally.sentences()
+
+
 def write_bundle(file: BinaryIO, files: Mapping[str, bytes]) -> None:
     """Write files by name as one ZIP."""
     import zipfile  # slow to load, and most programs read and write other formats
@@ -85,9 +123,13 @@ def write_bundle(file: BinaryIO, files: Mapping[str, bytes]) -> None:
 def write_folder(gaussians: Gaussians, folder: Path, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
     """Write `meta.json` and its textures into a folder; else as `write`."""
     files, losses = _files(gaussians, options)
+    _write_files(folder, files)
+    return losses
+
+
+def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    return losses
 
 
 def losses(gaussians: Gaussians, options: WriteOptions) -> list[str]:
@@ -128,4 +170,7 @@ FORMAT = Format(
     losses=losses,
     error_bounds=_error_bounds,
     takes_quality=True,
+    open_blocks=open_blocks,
+    write_blocks=write_blocks,
+    write_path_blocks=write_folder_blocks,
 )

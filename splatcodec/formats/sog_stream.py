@@ -7,11 +7,14 @@ streamed-SOG page of playcanvas/developer-site, playcanvas/splat-transform `read
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,9 +24,20 @@ from ..gaussians import Gaussians, num_sh_coefficients
 from ..limits import DEFAULT_LIMITS, Limits
 from ._json import JsonObject, parse_object
 from ._losses import FILE_FACTS, drawable
-from ._sog_read import METADATA_KEY, is_plain_name, opened, read_scene
-from .base import DEFAULT_OPTIONS, ErrorBounds, Format, WriteOptions
-from .sog import losses
+from ._packing import row_blocks
+from ._sog_read import (
+    METADATA_KEY,
+    PackedScene,
+    Source,
+    is_plain_name,
+    metadata_of,
+    opened,
+    read_head,
+    read_scene,
+    stated_degree,
+)
+from .base import BLOCK_ROWS, DEFAULT_OPTIONS, Blocks, ErrorBounds, Format, WriteOptions
+from .sog import losses, spilled
 
 __all__ = ["FORMAT", "INDEX", "MAX_LEVELS", "read", "read_level", "write"]
 
@@ -32,6 +46,11 @@ MAX_LEVELS = 64
 _MAX_COUNT = 1 << 40
 # A chunk's name is a path below the folder of the index.
 _MAX_PARTS = 8
+# Chunks that are held while a scene is read in blocks, and how often on average one may be read again for that.
+_CHUNKS_HELD = 2
+_MOST_CHANGES = 4
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -171,16 +190,9 @@ def read_level(path: Path, level: int = 0, limits: Limits = DEFAULT_LIMITS, *, e
         raise ParameterError(f"level {level}, the scene has 0 to {index.num_levels - 1}", field="level")
     runs: dict[int, list[tuple[int, _Run]]] = {}
     total = 0
-    for leaf in index.leaves:
-        chosen = _nearest_level(leaf, level)
-        if chosen is None:
-            continue
-        run = leaf[chosen]
+    for run in _runs_of(index, level, limits):
         runs.setdefault(run.file, []).append((total, run))
         total += run.count
-        if total > limits.max_gaussians:
-            break
-    limits.check_gaussians(total, chunk=INDEX)
     parts: list[tuple[int, Gaussians]] = []
     for file, wanted in runs.items():
         chunk = _read_chunk(where.parent, index.names[file], index.sizes[file], limits)
@@ -190,9 +202,79 @@ def read_level(path: Path, level: int = 0, limits: Limits = DEFAULT_LIMITS, *, e
         around = _read_chunk(where.parent, index.environment, None, limits)
         limits.check_gaussians(total + len(around), chunk=INDEX)
         parts.append((total, around))
+    return _joined([part for _, part in sorted(parts, key=lambda part: part[0])], _level_metadata(index, level))
+
+
+def _runs_of(index: _Index, level: int, limits: Limits) -> list[_Run]:
+    """What is drawn at a level, in the order of the leaves."""
+    runs, total = [], 0
+    for leaf in index.leaves:
+        chosen = _nearest_level(leaf, level)
+        if chosen is None:
+            continue
+        runs.append(leaf[chosen])
+        total += leaf[chosen].count
+        if total > limits.max_gaussians:
+            break
+    limits.check_gaussians(total, chunk=INDEX)
+    return runs
+
+
+def _level_metadata(index: _Index, level: int) -> dict[str, Any]:
     counts = [sum(leaf[k].count for leaf in index.leaves if k in leaf) for k in range(index.num_levels)]
-    facts = {"lod": {"level": level, "levels": index.num_levels, "counts": counts}}
-    return _joined([part for _, part in sorted(parts, key=lambda part: part[0])], {**index.metadata, **facts})
+    return {**index.metadata, "lod": {"level": level, "levels": index.num_levels, "counts": counts}}
+
+
+@contextlib.contextmanager
+def open_blocks(path: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[Blocks]:
+    """`read`, block by block: the textures of two chunks are held.
+
+    Raises:
+        UnsupportedError: chunks of version 1, or regions that take turns among chunks.
+    """
+    where = _index_path(path)
+    index = _parse(read_bytes(where, limits.max_json_bytes))
+    runs = _runs_of(index, 0, limits)
+    chunks: dict[int | None, tuple[tuple[str, ...], int | None]] = {
+        run.file: (index.names[run.file], index.sizes[run.file]) for run in runs
+    }
+    if index.environment is not None:
+        chunks[None] = index.environment, None
+    degree, total, stated = 0, sum(run.count for run in runs), []
+    around = 0
+    for number, (name, size) in chunks.items():
+        meta, version, count = _in_chunk(where.parent, name, lambda source: read_head(source, limits, size))  # noqa: B023
+        here = stated_degree(meta, version)
+        if here is None:
+            raise UnsupportedError("only its textures tell the SH degree of version 1")
+        degree = max(degree, here)
+        if number is None:
+            around = count
+        facts = metadata_of(meta, version)
+        stated += [facts["antialiased"]] if "antialiased" in facts else []
+    limits.check_gaussians(total + around, chunk=INDEX)
+    changes = sum(a.file != b.file for a, b in itertools.pairwise(runs))
+    if changes > _MOST_CHANGES * len(chunks):
+        raise UnsupportedError("its regions take turns among chunks")
+
+    def rows() -> Iterator[Gaussians]:
+        @functools.lru_cache(maxsize=_CHUNKS_HELD)
+        def chunk(number: int | None) -> PackedScene:
+            name, size = chunks[number]
+            return _in_chunk(where.parent, name, lambda source: PackedScene(source, limits, size))
+
+        def some(number: int | None, offset: int, count: int) -> Iterator[Gaussians]:
+            for part in row_blocks(count, BLOCK_ROWS):
+                block = chunk(number).rows(slice(offset + part.start, offset + part.stop))
+                yield block.with_sh_degree(degree)
+
+        for run in runs:
+            yield from some(run.file, run.offset, run.count)
+        if index.environment is not None:
+            yield from some(None, 0, around)
+
+    metadata = _level_metadata(index, 0)
+    yield Blocks(total + around, degree, rows, metadata={**metadata, **({"antialiased": stated[0]} if stated else {})})
 
 
 def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
@@ -202,13 +284,18 @@ def read(path: Path, limits: Limits = DEFAULT_LIMITS) -> Gaussians:
 
 def _read_chunk(folder: Path, name: tuple[str, ...], size: int | None, limits: Limits) -> Gaussians:
     """The Gaussians of a chunk, `size` of them unless that is not known."""
+    return _in_chunk(folder, name, lambda source: read_scene(source, limits, count=size))
+
+
+def _in_chunk(folder: Path, name: tuple[str, ...], act: Callable[[Source], _T]) -> _T:
+    """What `act` makes of a chunk."""
     text = "/".join(name)
     path = folder.joinpath(*name)
     if not os.path.lexists(path):
         raise FormatError(f"there is no {text}", chunk=text)
     try:
         with opened(path) as source:
-            return read_scene(source, limits, count=size)
+            return act(source)
     except SplatCodecError as error:
         error.chunk = "/".join([*name[:-1], error.chunk]) if error.chunk else text
         raise
@@ -253,6 +340,13 @@ def write(gaussians: Gaussians, folder: Path, options: WriteOptions = DEFAULT_OP
     return [f"{dropped} Gaussians that hardly show left out, as quality {options.quality:g} allows"]
 
 
+def write_blocks(blocks: Blocks, folder: Path, options: WriteOptions = DEFAULT_OPTIONS) -> list[str]:
+    """`write` without a quality, from blocks, which are laid down in a file in the folder first."""
+    with spilled(blocks, folder, options) as (scene, told):
+        write(scene, folder, options)
+    return told
+
+
 def _error_bounds(gaussians: Gaussians, options: WriteOptions) -> ErrorBounds:
     from ._sog_stream_write import largest_errors
 
@@ -278,4 +372,6 @@ FORMAT = Format(
     losses=losses,
     error_bounds=_error_bounds,
     takes_quality=True,
+    open_blocks=open_blocks,
+    write_path_blocks=write_blocks,
 )

@@ -95,7 +95,7 @@ def _stream(
     to_splc = args.to_format == "splc" or (args.to_format is None and output.lower().endswith(api.SUFFIX))
     if to_splc:
         return None
-    chosen = formats.WriteOptions(**options)
+    chosen = formats.WriteOptions(**options, progress=console.progress)
     if not formats.writes_blocks(output, format=args.to_format, options=chosen):
         return None
     with api.open_blocks(inputs[0], format=args.from_format) as blocks:
