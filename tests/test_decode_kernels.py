@@ -39,7 +39,8 @@ def test_layers_decode_as_any_streams_do(seed, words):
     histograms = rng.uniform(0, 1, (num_tables, ALPHABET)) * shape ** np.arange(ALPHABET)
     histograms[0] = np.arange(ALPHABET) == 3  # one token only
     tables = build_tables(np.stack([quantize_weights(h * 1e4) for h in histograms]))
-    maps = rng.integers(0, num_tables, (width, 512)).astype(np.uint8)
+    maps = rng.integers(0, num_tables, (width, 1024)).astype(np.uint8)
+    trellis = ((5, 2), (0, 0), (int(rng.integers(256)), int(rng.integers(256))))[seed % 3]
     scales = rng.choice([0, 1, 5, 300, 1 << 20], width)
     own_terms = np.minimum(np.arange(width) % (width if seed % 2 else 4), 2)
     colors = rng.integers(0, 16, n).astype(np.int32)
@@ -52,7 +53,7 @@ def test_layers_decode_as_any_streams_do(seed, words):
         stream = dice_stream(np.random.default_rng(seed), words)
         values = np.empty((n, width), np.int32)
         rows = values, colors, neighbors, colors, weights
-        coded = maps, tables.buckets, tables.intervals, stream.states, stream.words, stream.cursor, raw, 0
+        coded = maps, *trellis, tables.buckets, tables.intervals, stream.states, stream.words, stream.cursor, raw, 0
         if fast:
             position = decode_layer_rows(*rows, scales, own_terms, *coded)
         else:

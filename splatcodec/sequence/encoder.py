@@ -794,16 +794,16 @@ class _Tracks:
         """Changes for good as events, which are taken out of the values."""
         found: list[tuple[int, int, int, npt.NDArray[np.int64]]] = []
         for track, jump in zip((OPACITY_TRACK, COLOR, SH), self.jumps):
-            classes = tile.coded.values[:, 0 if track == OPACITY_TRACK else 1]
+            exponents = tile.coded.values[:, 0 if track == OPACITY_TRACK else 1] + 1
             values = self.values[track]
             for row in np.flatnonzero(jump):
                 frame = int(jump[row])
                 change = values[frame:, row].mean(0) - values[:frame, row].mean(0)
-                steps = np.rint(change / 2.0 ** int(classes[row])).astype(np.int64)
+                steps = np.rint(change / 2.0 ** int(exponents[row])).astype(np.int64)
                 if np.abs(steps).max(initial=0) < _EVENT_STEPS:
                     continue
-                delta = np.clip(steps << int(classes[row]), -_MOST_DELTA, _MOST_DELTA)
-                delta = delta >> int(classes[row]) << int(classes[row])
+                delta = np.clip(steps << int(exponents[row]), -_MOST_DELTA, _MOST_DELTA)
+                delta = delta >> int(exponents[row]) << int(exponents[row])
                 values[frame:, row] -= delta
                 found.append((int(row), frame, track, delta))
         found.sort(key=lambda event: event[:3])

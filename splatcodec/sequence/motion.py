@@ -209,8 +209,10 @@ def track_exponents(values: npt.NDArray[np.int32], parameters: SceneParameters, 
     geometry = values[:, GEOMETRY_CLASS]
     sizes = values[:, SIZE_FIRST : SIZE_FIRST + 3].astype(np.int64).sum(1) * parameters.size_step
     exponents[:, POSITION] = np.clip(sizes // 3072 + geometry + bias, 0, 20)
-    exponents[:, TURN] = exponents[:, SIZE] = exponents[:, OPACITY_TRACK] = geometry
-    exponents[:, COLOR] = exponents[:, SH] = values[:, COLOR_CLASS]
+    exponents[:, TURN] = geometry
+    # Two base units are a step: the base's quantizers have points at every second one.
+    exponents[:, SIZE] = exponents[:, OPACITY_TRACK] = geometry + 1
+    exponents[:, COLOR] = exponents[:, SH] = values[:, COLOR_CLASS] + 1
     return exponents
 
 

@@ -15,7 +15,7 @@ from numba import njit
 from ..entropy.adaptive import STEPS
 from ..entropy.bits import read_bits, write_bits
 from ..entropy.rans import PROB_BITS, PROB_SCALE, decode_advance, decode_slot, pack_interval
-from .streams import MAX_CLASS, VALUE_LIMIT, magnitude_level, predict_row, read_position
+from .streams import MAX_CLASS, VALUE_LIMIT, magnitude_level, next_state, point_of, predict_row, read_position
 
 __all__ = ["MixerState", "mix_decode_rows", "mix_encode_rows"]
 
@@ -32,7 +32,7 @@ SQUASH = np.array(
 )  # fmt: skip
 # First row of each input's models, in units of one context (_NODES models).
 _FIRST = np.cumsum(
-    [0, _MAX_STREAMS * 8, _MAX_STREAMS * 16, _GROUPS * 128, _GROUPS * 512, _MAX_STREAMS * 56, _MAX_STREAMS * 49]
+    [0, _MAX_STREAMS * 16, _MAX_STREAMS * 32, _GROUPS * 256, _GROUPS * 1024, _MAX_STREAMS * 56, _MAX_STREAMS * 49]
 ).astype(np.int64)
 
 
@@ -86,7 +86,7 @@ def _signed_level(x, c):
 
 
 @njit(cache=True)
-def _contexts(i, s, stream, own_terms, rank, scale, c, deltas, neighbors, rows):
+def _contexts(i, s, stream, own_terms, rank, scale, c, quantizer, deltas, neighbors, rows):
     """First model of each input's context for residual i of column s, the stream `stream`, into `rows` (6,) int64."""
     near, drift, nearest = np.int64(0), np.int64(0), np.int64(0)
     if i > 0:
@@ -100,10 +100,10 @@ def _contexts(i, s, stream, own_terms, rank, scale, c, deltas, neighbors, rows):
     level = magnitude_level(near >> c, 16)
     own = magnitude_level(((abs(before) + abs(older)) << 1) >> c, 8)
     size = magnitude_level(np.int64(scale) >> c, 16) if scale else min(c, 15)
-    rows[0] = _FIRST[0] + stream * 8 + min(c, 7)
-    rows[1] = _FIRST[1] + stream * 16 + level
-    rows[2] = _FIRST[2] + rank * 128 + (level << 3) + own
-    rows[3] = _FIRST[3] + rank * 512 + (size << 5) + (min(level >> 1, 7) << 2) + (own >> 1)
+    rows[0] = _FIRST[0] + stream * 16 + (quantizer << 3) + min(c, 7)
+    rows[1] = _FIRST[1] + stream * 32 + (quantizer << 4) + level
+    rows[2] = _FIRST[2] + rank * 256 + (quantizer << 7) + (level << 3) + own
+    rows[3] = _FIRST[3] + rank * 1024 + (quantizer << 9) + (size << 5) + (min(level >> 1, 7) << 2) + (own >> 1)
     rows[4] = _FIRST[4] + stream * 56 + _signed_level(drift, c) * 8 + min(c, 7)
     rows[5] = _FIRST[5] + stream * 49 + _signed_level(nearest, c) * 7 + _signed_level(before, c)
     for k in range(_INPUTS):
@@ -158,29 +158,33 @@ def _get(node, rank, rows, models, weights, inputs, states, words, cursor):
 
 @njit(cache=True, nogil=True)
 def mix_encode_rows(
-    first, residuals, exponents, neighbors, scales, own_terms, ranks, extra, extra_bits, models, weights, intervals,
-    count, raw, position, spent,
+    first, residuals, exponents, neighbors, scales, own_terms, ranks, feedback, taps, extra, extra_bits, models,
+    weights, intervals, count, raw, position, spent,
 ):  # fmt: skip
     """Append the decisions of a chunk, Gaussian by Gaussian; returns (count, position).
 
     Args:
         first: number of the first stream.
         residuals, exponents: (n, W) int32 and uint8 residuals and their step exponents. neighbors: (n, 4) int32.
-        scales, own_terms, ranks: of the RowModel.
+        scales, own_terms, ranks: of the RowModel. feedback, taps: of the trellis.
         extra, extra_bits: plain bits after each Gaussian's own, as in `emit_rows`.
         models, weights: of the MixerState.
         intervals, count, raw, position, spent: as in `emit_rows`; at most 31 intervals a residual.
     """
     n, width = residuals.shape
     deltas = np.zeros((n, width), np.int32)
+    trellis = np.zeros(width, np.int64)
     rows, inputs = np.zeros(_INPUTS, np.int64), np.zeros(_INPUTS, np.int32)
     for i in range(n):
         for s in range(width):
             begun, plain = count, position
             c = np.int64(exponents[i, s])
             rank = ranks[s]
-            _contexts(i, s, first + s, own_terms[s], rank, scales[s], c, deltas, neighbors, rows)
+            quantizer = trellis[s] & 1
+            _contexts(i, s, first + s, own_terms[s], rank, scales[s], c, quantizer, deltas, neighbors, rows)
             r = np.int64(residuals[i, s])
+            if first or s >= 2:
+                trellis[s] = next_state(trellis[s], r, feedback, taps)
             deltas[i, s] = r << c
             count = _put(0, 1 if r == 0 else 0, rank, rows, models, weights, inputs, intervals, count)
             if r != 0:
@@ -216,7 +220,7 @@ def mix_encode_rows(
 @njit(cache=True, nogil=True)
 def mix_decode_rows(
     first, values, colors, neighbors, depths,
-    bias, begin, kinds, sources, coefficients, scales, own_terms, ranks,
+    bias, begin, kinds, sources, coefficients, scales, own_terms, ranks, feedback, taps,
     models, weights, states, words, cursor, raw, position,
     exponent, size_step, precision, extra, extra_bits,
 ):  # fmt: skip
@@ -224,6 +228,7 @@ def mix_decode_rows(
     n, width = values.shape
     deltas = np.zeros((n, width), np.int32)
     sums = np.zeros(width, np.int32)
+    trellis = np.zeros(width, np.int64)
     rows, inputs = np.zeros(_INPUTS, np.int64), np.zeros(_INPUTS, np.int32)
     for i in range(n):
         for s in range(width):
@@ -241,7 +246,8 @@ def mix_decode_rows(
             prediction = predict_row(
                 i, s, bias, begin, kinds, sources, coefficients, sums, values, neighbors[i, 0], depth
             )
-            _contexts(i, s, first + s, own_terms[s], rank, scales[s], c, deltas, neighbors, rows)
+            quantizer = trellis[s] & 1
+            _contexts(i, s, first + s, own_terms[s], rank, scales[s], c, quantizer, deltas, neighbors, rows)
             r = np.int64(0)
             if not _get(0, rank, rows, models, weights, inputs, states, words, cursor):
                 negative = _get(1, rank, rows, models, weights, inputs, states, words, cursor)
@@ -265,7 +271,11 @@ def mix_decode_rows(
                     r = -r
             limit = np.int64(1 << 27) >> c
             r = min(max(r, -limit), limit)
-            values[i, s] = min(max(prediction + (r << c), -VALUE_LIMIT), VALUE_LIMIT)
+            point = r
+            if first or s >= 2:
+                point = point_of(r, quantizer)
+                trellis[s] = next_state(trellis[s], r, feedback, taps)
+            values[i, s] = min(max(prediction + (point << c), -VALUE_LIMIT), VALUE_LIMIT)
             deltas[i, s] = r << c
             if first == 0 and s < 2 and (values[i, s] < 0 or values[i, s] > MAX_CLASS):
                 return -1

@@ -24,6 +24,7 @@ __all__ = [
     "SH_FIRST",
     "SH_LAYERS",
     "SIZE_FIRST",
+    "TRELLISES",
     "SceneParameters",
     "StreamModel",
     "num_streams",
@@ -36,7 +37,10 @@ GEOMETRY_CLASS, COLOR_CLASS, SIZE_FIRST, SHAPE_FIRST, OPACITY, COLOR_FIRST, SH_F
 SH_LAYERS = ((12, 21), (21, 36), (36, 57))
 GROUPS = (GEOMETRY_CLASS, COLOR_CLASS, SIZE_FIRST, SHAPE_FIRST, OPACITY, COLOR_FIRST, *(a for a, _ in SH_LAYERS))
 MATRIX_SCALE = 2048
-_FIXED = struct.Struct("<BBHHifff")
+# Feedback and taps of state machines for dependent quantization, by number of states: Ungerboeck's codes for one
+# dimension ("Channel coding with multilevel/phase signals", 1982), parity checks h0 and h1 without their lowest bit.
+TRELLISES = {1: (0, 0), 4: (2, 1), 8: (5, 2), 16: (9, 2), 32: (18, 4)}
+_FIXED = struct.Struct("<BBBBHHifff")
 _MAX_TABLES = 256
 _MAX_FEATURES = 16
 # Kinds of integers in the parameter stream.
@@ -84,6 +88,7 @@ class SceneParameters:
         sh_color_basis, sh_band_basis: (3, 3) and (K-1, K-1) int, the same for shN.
         models: one StreamModel a stream.
         weights: (T, ALPHABET) table weights.
+        trellis: feedback and taps of the quantizers' state machine, 0..255 each.
     """
 
     sh_degree: int
@@ -98,6 +103,7 @@ class SceneParameters:
     sh_band_basis: npt.NDArray[np.int64]
     models: list[StreamModel]
     weights: npt.NDArray[np.int64]
+    trellis: tuple[int, int] = TRELLISES[8]
     tables: TableSet | None = None
     _rows: dict[tuple[int, int], RowModel] = field(default_factory=dict)
 
@@ -106,6 +112,10 @@ class SceneParameters:
         if self.tables is None:
             self.tables = build_tables(self.weights)
         return self.tables
+
+    def trellis_of(self, stream: int) -> tuple[int, int]:
+        """The trellis of a stream: none for the classes, which are coded as they are."""
+        return self.trellis if stream > COLOR_CLASS else (0, 0)
 
     def row_model(self, first: int, last: int) -> RowModel:
         """Predictors and contexts of streams first .. last - 1 for the kernels, built once."""
@@ -170,7 +180,7 @@ class SceneParameters:
             previous_map = model.context_map
         integers = out.finish()
         fixed = _FIXED.pack(
-            self.sh_degree, 0, self.size_step, self.opacity_step, self.precision,
+            self.sh_degree, *self.trellis, 0, self.size_step, self.opacity_step, self.precision,
             self.shape_step, self.color_step, self.sh_step,
         )  # fmt: skip
         return fixed + struct.pack("<I", len(integers)) + integers + encode_tables(self.weights)
@@ -185,13 +195,14 @@ class SceneParameters:
         head = _FIXED.size + 4
         if len(buffer) < head:
             raise TruncatedError(f"{len(buffer)} bytes, at least {head} expected")
-        sh_degree, _, size_step, opacity_step, precision, shape_step, color_step, sh_step = _FIXED.unpack_from(buffer)
+        sh_degree, feedback, taps, _, size_step, opacity_step, precision, *steps = _FIXED.unpack_from(buffer)
+        shape_step, color_step, sh_step = steps
         (length,) = struct.unpack_from("<I", buffer, _FIXED.size)
-        steps_ok = all(0 < step < 1e30 for step in (shape_step, color_step, sh_step))
+        steps_ok = all(0 < step < 1e30 for step in steps)
         if sh_degree > 3 or not steps_ok or not 0 < size_step <= 4096 or not 0 < opacity_step <= 4096:
             raise FormatError("a step or the SH degree is out of range", offset=0)
         if abs(precision) > 1 << 20:
-            raise FormatError("position precision is out of range", offset=6)
+            raise FormatError("position precision is out of range", offset=8)
         if length > len(buffer) - head:
             raise TruncatedError("the parameters are cut off", offset=_FIXED.size)
         reader = IntegerReader(memoryview(buffer)[head : head + length])
@@ -225,8 +236,8 @@ class SceneParameters:
                     raise FormatError("a context map refers to one of another size", field="context map flag")
                 context_map = models[-1].context_map
             else:
-                steps = reader.array(_K_MAP, CONTEXT_CELLS[mode], -_MAX_TABLES, _MAX_TABLES, "context map")
-                cells = np.cumsum(steps)
+                deltas = reader.array(_K_MAP, CONTEXT_CELLS[mode], -_MAX_TABLES, _MAX_TABLES, "context map")
+                cells = np.cumsum(deltas)
                 if cells.min() < 0 or cells.max() >= num_tables:
                     raise FormatError("a context map names a table that does not exist", field="context map")
                 context_map = cells.astype(np.uint8)
@@ -235,7 +246,7 @@ class SceneParameters:
         tables = decode_tables(memoryview(buffer)[head + length :], num_tables)
         return cls(
             sh_degree, size_step, opacity_step, precision, shape_step, color_step, sh_step,
-            color_basis, sh_color_basis, sh_band_basis, models, np.zeros((0, 0), np.int64), tables,
+            color_basis, sh_color_basis, sh_band_basis, models, np.zeros((0, 0), np.int64), (feedback, taps), tables,
         )  # fmt: skip
 
 

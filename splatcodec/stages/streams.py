@@ -2,9 +2,14 @@
 
 A scene's attributes are S streams of integers in base units, coded Gaussian by Gaussian. (An encoder may quantize them
 stream by stream: a value depends on earlier Gaussians, and on earlier streams of its own.) A Gaussian's class c makes
-its step 2**c base units: the residual r is coded, the value is prediction + (r << c). Predictions are integer
+its step 2**c base units: the index r is coded, the value is prediction + (point << c). Predictions are integer
 combinations of what is already decoded: the same attribute of near Gaussians, other attributes of this one. The
-context of a residual is how large residuals were nearby, in units of its own step.
+context of an index is how large indices were nearby, in units of its own step, and its quantizer.
+
+Quantization is dependent, or trellis-coded: of two quantizers with points at the even and at the odd steps, a state
+machine that follows the parities of a stream's indices says which one comes next (Marcellin and Fischer, "Trellis coded
+quantization of memoryless and Gauss-Markov sources", 1990; the form with two quantizers and 0 in both is that of
+Versatile Video Coding). An encoder that looks for the best path packs points more densely than any one quantizer does.
 """
 
 from __future__ import annotations
@@ -36,7 +41,10 @@ __all__ = [
     "emit_rows",
     "feature_column",
     "histogram_stream",
+    "next_state",
+    "point_of",
     "quantize_stream",
+    "round_stream",
 ]
 
 COEFFICIENT_BITS = 12  # predictor coefficients are in units of 1/4096
@@ -46,7 +54,7 @@ FEATURE_MEAN, FEATURE_NEAREST, FEATURE_OWN, FEATURE_DEPTH = 0, 1, 2, 3
 DEPTH_SHIFT = 8
 # Context modes: which two or three magnitudes choose the table, and how many cells that gives.
 CONTEXT_CLASS_NEAR, CONTEXT_NEAR_OWN, CONTEXT_CLASS_OWN, CONTEXT_SCALE_NEAR_OWN = 0, 1, 2, 3
-CONTEXT_CELLS = (128, 128, 128, 512)
+CONTEXT_CELLS = (256, 256, 256, 1024)
 BIAS = 4  # after the kinds of features, in RowModel.weights
 SIZE_STREAM = 2  # streams 2 to 4 are sizes, which say how many bits a position has
 RING_MASK = 31  # magnitudes are kept of the last 32 Gaussians; neighbours are among the last 16
@@ -144,25 +152,31 @@ def predict(i, base, mean, nearest, row, neighbors):
 
 
 @njit(cache=True, inline="always")
-def context_cell(mode, scale, c, near, own):
+def context_cell(mode, scale, c, near, own, quantizer):
     """Context cell of a residual with step exponent c.
 
     Args:
         near: sum of the magnitudes of the four neighbours. own: twice that of the one or two streams before.
+        quantizer: 0 or 1.
     """
     near >>= c
     own >>= c
     if mode == CONTEXT_CLASS_NEAR:
-        return (min(c, 7) << 4) | magnitude_level(near, 16)
+        return (quantizer << 7) | (min(c, 7) << 4) | magnitude_level(near, 16)
     if mode == CONTEXT_NEAR_OWN:
-        return (magnitude_level(near, 16) << 3) | magnitude_level(own, 8)
+        return (quantizer << 7) | (magnitude_level(near, 16) << 3) | magnitude_level(own, 8)
     if mode == CONTEXT_CLASS_OWN:
-        return (min(c, 7) << 4) | magnitude_level(own, 16)
-    return (magnitude_level(scale >> c, 16) << 5) | (magnitude_level(near, 8) << 2) | (magnitude_level(own, 8) >> 1)
+        return (quantizer << 7) | (min(c, 7) << 4) | magnitude_level(own, 16)
+    return (
+        (quantizer << 9)
+        | (magnitude_level(scale >> c, 16) << 5)
+        | (magnitude_level(near, 8) << 2)
+        | (magnitude_level(own, 8) >> 1)
+    )
 
 
 @njit(cache=True, inline="always")
-def _cell(i, mode, scale, c, own_terms, near_row, own_row, older_row, neighbors):
+def _cell(i, mode, scale, c, own_terms, near_row, own_row, older_row, neighbors, quantizer):
     """`context_cell` of residual i from whole streams of magnitudes; `own_terms` of the two streams before count."""
     near, own = np.int64(0), np.int64(0)
     if i > 0:
@@ -172,19 +186,16 @@ def _cell(i, mode, scale, c, own_terms, near_row, own_row, older_row, neighbors)
         own += own_row[i]
     if own_terms > 1:
         own += older_row[i]
-    return context_cell(mode, np.int64(scale), c, near, own << 1)
+    return context_cell(mode, np.int64(scale), c, near, own << 1, quantizer)
 
 
 @njit(cache=True, nogil=True)
-def quantize_stream(
-    stream, targets, classes, values, magnitudes, residuals, neighbors, depths, bias, kinds, sources, coefficients
-):
-    """Quantize one stream in a closed loop.
+def round_stream(stream, targets, values, magnitudes, residuals, neighbors, depths, bias, kinds, sources, coefficients):
+    """Code a stream of classes as it is.
 
     Args:
         stream: row of `values`, `magnitudes` and `residuals` to fill.
-        targets: (n,) float64 wanted values in base units.
-        classes: (n,) int32 step exponents.
+        targets: (n,) float32 integers.
         values, magnitudes, residuals: (S, n) int32.
         neighbors: (n, 4) int32. depths: (n,) int32.
         bias, kinds, sources, coefficients: the Predictor's fields.
@@ -192,40 +203,153 @@ def quantize_stream(
     n = len(targets)
     base, column = np.empty(n, np.int64), np.empty(n, np.int64)
     mean, nearest = prepare(stream, values, neighbors, depths, bias, kinds, sources, coefficients, base, column)
-    row, magnitude, residual = values[stream], magnitudes[stream], residuals[stream]
+    row = values[stream]
     for i in range(n):
         prediction = predict(i, base, mean, nearest, row, neighbors)
-        c = np.int64(classes[i])
-        r = np.int64(np.rint((targets[i] - prediction) / (np.int64(1) << c)))
-        limit = np.int64(1 << 27) >> c
-        r = min(max(r, -limit), limit)
-        row[i] = min(max(prediction + (r << c), -VALUE_LIMIT), VALUE_LIMIT)
-        residual[i] = r
-        magnitude[i] = abs(r) << c
+        row[i] = np.int64(np.rint(targets[i]))
+        residuals[stream, i] = row[i] - prediction
+        magnitudes[stream, i] = abs(row[i] - prediction)
+
+
+@njit(cache=True, inline="always")
+def point_of(index, quantizer):
+    """The point of an index, in steps: an even number in quantizer 0; in quantizer 1 an odd one, or 0."""
+    return (index << 1) - quantizer * (np.int64(index > 0) - np.int64(index < 0))
+
+
+@njit(cache=True, inline="always")
+def next_state(state, index, feedback, taps):
+    """State of the trellis after `index`; its lowest bit says the next quantizer."""
+    return (state >> 1) ^ ((state & 1) * feedback) ^ ((index & 1) * taps)
 
 
 @njit(cache=True, nogil=True)
-def histogram_stream(stream, group, mode, scale, classes, magnitudes, residuals, neighbors, histogram):
+def quantize_stream(
+    stream, targets, classes, values, magnitudes, residuals, neighbors, depths, bias, kinds, sources, coefficients,
+    feedback, taps,
+):  # fmt: skip
+    """Quantize one stream in a closed loop, along the path through the trellis with the least squared error in steps.
+
+    A Viterbi search in which each survivor predicts from its own last values (per-survivor processing). Bits are left
+    out of account on purpose: what pulls residuals to zero makes errors of Gaussians that overlap add up.
+
+    Args:
+        stream: row of `values`, `magnitudes` and `residuals` to fill.
+        targets: (n,) float32 wanted values in base units.
+        classes: (n,) int32 step exponents.
+        values, magnitudes, residuals: (S, n) int32.
+        neighbors: (n, 4) int32. depths: (n,) int32.
+        bias, kinds, sources, coefficients: the Predictor's fields.
+        feedback, taps: of the trellis, 0..255; both 0 = one quantizer.
+    """
+    n = len(targets)
+    base, column = np.empty(n, np.int64), np.empty(n, np.int64)
+    mean, nearest = prepare(stream, values, neighbors, depths, bias, kinds, sources, coefficients, base, column)
+    num_states = 1
+    while num_states <= max(feedback, taps):
+        num_states <<= 1
+    # Two branches leave each state, by the parity of the index, and two meet in each, as either feedback or taps reach
+    # the highest bit; a branch is 2 * state + parity.
+    meet, count = np.zeros((num_states, 2), np.int64), np.zeros(num_states, np.int64)
+    for branch in range(2 * num_states):
+        to = next_state(np.int64(branch >> 1), np.int64(branch & 1), feedback, taps)
+        meet[to, count[to]] = branch
+        count[to] += 1
+    cost = np.full(num_states, np.inf)
+    cost[0] = 0.0
+    costs = np.empty(2 * num_states)
+    taken, reached = np.empty(2 * num_states, np.int32), np.empty(2 * num_states, np.int32)
+    # Values of the last 16 Gaussians, as each survivor has them.
+    past, pasts = np.zeros((num_states, 16), np.int32), np.zeros((num_states, 16), np.int32)
+    indices, parents = np.empty((n, num_states), np.int32), np.empty((n, num_states), np.uint8)
+    for i in range(n):
+        e = np.int64(classes[i])
+        per_step = 1.0 / np.float64(np.int64(1) << e)
+        furthest = np.float64((np.int64(1 << 27) >> e) - 4)
+        target = np.float64(targets[i])
+        a, b, c, d = neighbors[i, 0] & 15, neighbors[i, 1] & 15, neighbors[i, 2] & 15, neighbors[i, 3] & 15
+        for state in range(num_states):
+            total = base[i]
+            if i > 0:
+                last = past[state]
+                total += mean * ((np.int64(last[a]) + last[b] + last[c] + last[d]) >> 2)
+                total += nearest * np.int64(last[a])
+            prediction = min(max(total >> COEFFICIENT_BITS, -VALUE_LIMIT), VALUE_LIMIT)
+            want = (target - prediction) * per_step
+            size = min(abs(want), furthest)
+            sign = np.int64(1) if want >= 0.0 else np.int64(-1)
+            quantizer = np.int64(state & 1)
+            # The nearest point of the quantizer and the one on the other side: one has an even index, one an odd one.
+            middle = 0.5 * (size + quantizer)
+            near = np.int64(np.floor(middle + 0.5))
+            other = near + (np.int64(1) if middle > near else np.int64(-1))
+            even, odd = (other, near) if near & 1 else (near, other)
+            if quantizer == 1 and even == 2 and size < 1.5:
+                even = np.int64(0)  # nearer than its place among the odd points says
+            for parity in range(2):
+                index = odd if parity else even
+                point = (index << 1) - (quantizer & np.int64(index > 0))
+                error = size - point
+                costs[2 * state + parity] = cost[state] + error * error
+                taken[2 * state + parity] = sign * index
+                reached[2 * state + parity] = prediction + ((sign * point) << e)
+        for to in range(num_states):
+            one, two = meet[to, 0], meet[to, 1]
+            branch = two if costs[two] < costs[one] else one
+            cost[to] = costs[branch]
+            indices[i, to] = taken[branch]
+            parents[i, to] = branch >> 1
+            pasts[to] = past[branch >> 1]
+            pasts[to, i & 15] = reached[branch]
+        least = cost.min()
+        for state in range(num_states):
+            cost[state] -= least
+        past, pasts = pasts, past
+    place = np.argmin(cost)
+    row, magnitude, residual = values[stream], magnitudes[stream], residuals[stream]
+    for i in range(n - 1, -1, -1):
+        residual[i] = indices[i, place]
+        place = np.int64(parents[i, place])
+    now = np.int64(0)
+    for i in range(n):
+        index, e = np.int64(residual[i]), np.int64(classes[i])
+        prediction = predict(i, base, mean, nearest, row, neighbors)
+        row[i] = min(max(prediction + (point_of(index, now & 1) << e), -VALUE_LIMIT), VALUE_LIMIT)
+        magnitude[i] = abs(index) << e
+        now = next_state(now, index, feedback, taps)
+
+
+@njit(cache=True, nogil=True)
+def histogram_stream(stream, group, mode, scale, classes, magnitudes, residuals, neighbors, feedback, taps, histogram):
     """Add the tokens of a stream to (cells, ALPHABET) int64 `histogram`; returns the number of raw bits."""
     raw = 0
+    state = np.int64(0)
     own_terms = min(stream - group, 2)
     near_row, own_row, older_row = magnitudes[stream], magnitudes[max(stream - 1, 0)], magnitudes[max(stream - 2, 0)]
     for i in range(len(classes)):
-        cell = _cell(i, mode, scale, np.int64(classes[i]), own_terms, near_row, own_row, older_row, neighbors)
-        token, bits, _ = token_of(np.int64(residuals[stream, i]))
+        c = np.int64(classes[i])
+        cell = _cell(i, mode, scale, c, own_terms, near_row, own_row, older_row, neighbors, state & 1)
+        r = np.int64(residuals[stream, i])
+        state = next_state(state, r, feedback, taps)
+        token, bits, _ = token_of(r)
         histogram[cell, token] += 1
         raw += bits
     return raw
 
 
 @njit(cache=True, nogil=True)
-def choose_tables(stream, group, mode, scale, classes, magnitudes, neighbors, context_map, tables):
+def choose_tables(
+    stream, group, mode, scale, classes, magnitudes, residuals, neighbors, context_map, feedback, taps, tables
+):
     """The table (n,) uint8 that each residual of a stream is coded with."""
+    state = np.int64(0)
     own_terms = min(stream - group, 2)
     near_row, own_row, older_row = magnitudes[stream], magnitudes[max(stream - 1, 0)], magnitudes[max(stream - 2, 0)]
     for i in range(len(classes)):
-        cell = _cell(i, mode, scale, np.int64(classes[i]), own_terms, near_row, own_row, older_row, neighbors)
+        c = np.int64(classes[i])
+        cell = _cell(i, mode, scale, c, own_terms, near_row, own_row, older_row, neighbors, state & 1)
         tables[i] = context_map[cell]
+        state = next_state(state, np.int64(residuals[stream, i]), feedback, taps)
 
 
 @njit(cache=True, nogil=True)
@@ -268,7 +392,7 @@ class RowModel:
         diagonal: whether streams read no stream but themselves.
         modes, scales, own_terms: (W,) int64: context mode, its scale, how many streams before are in the group.
         ranks: (W,) int64 number of the group.
-        maps: (W, 512) uint8 context maps.
+        maps: (W, 1024) uint8 context maps.
     """
 
     first: int
@@ -351,7 +475,7 @@ def predict_row(i, s, bias, begin, kinds, sources, coefficients, sums, values, n
 @njit(cache=True, nogil=True)
 def decode_rows(
     first, values, colors, neighbors, depths,
-    weights, diagonal, modes, scales, own_terms, maps,
+    weights, diagonal, modes, scales, own_terms, maps, feedback, taps,
     buckets, table_intervals, states, words, cursor, raw, position,
     exponent, size_step, precision, extra, extra_bits,
 ):  # fmt: skip
@@ -361,7 +485,7 @@ def decode_rows(
         first: 0 for the base streams, with classes and plain bits of positions; else the first stream of a layer.
         values: (n, W) int32 out. colors: (n,) int32 colour classes, read if `first` is not 0.
         neighbors: (n, 4) int32. depths: (n,) int32.
-        weights ... maps: of the RowModel; entries of maps must be valid tables.
+        weights ... maps: of the RowModel; entries of maps must be valid tables. feedback, taps: of the trellis.
         buckets, table_intervals: of the table set. states, words, cursor: of the rANS stream.
         raw, position: plain bits.
         exponent, size_step, precision: for positions. extra, extra_bits: (n, 3) int64 out, plain bits of positions.
@@ -372,6 +496,7 @@ def decode_rows(
     """
     n, width = values.shape
     magnitudes = np.zeros((RING_MASK + 1, width), np.int32)
+    trellis = np.zeros(width, np.int64)
     sums, nears = np.zeros(width, np.int32), np.zeros(width, np.int32)
     total, own_weights = np.zeros(width), weights[FEATURE_OWN]
     # Behind the last stream that reads a stream, nothing is to be added.
@@ -405,7 +530,8 @@ def decode_rows(
                 own = np.int64(own_magnitudes[s - 1])
                 if own_terms[s] > 1:
                     own += own_magnitudes[s - 2]
-            cell = context_cell(modes[s], scales[s], e, np.int64(nears[s]), own << 1)
+            quantizer = trellis[s] & 1
+            cell = context_cell(modes[s], scales[s], e, np.int64(nears[s]), own << 1, quantizer)
             table = np.uint64(maps[s, cell]) * np.uint64(ALPHABET)
             state = states[coded & mask]
             slot = state & np.uint64(PROB_SCALE - 1)
@@ -431,7 +557,12 @@ def decode_rows(
                 position += bits
             limit = np.int64(1 << 27) >> e
             r = min(max(value_of(token, rest), -limit), limit)
-            v = min(max(prediction + (r << e), -VALUE_LIMIT), VALUE_LIMIT)
+            if first or s >= 2:
+                point = point_of(r, quantizer)
+                trellis[s] = next_state(trellis[s], r, feedback, taps)
+            else:
+                point = r
+            v = min(max(prediction + (point << e), -VALUE_LIMIT), VALUE_LIMIT)
             values[i, s] = v
             own_magnitudes[s] = abs(r) << e
             x = np.float64(v)
@@ -454,7 +585,7 @@ def decode_rows(
 
 @njit(cache=True, nogil=True)
 def decode_layer_rows(
-    values, colors, neighbors, depths, weights, scales, own_terms, maps,
+    values, colors, neighbors, depths, weights, scales, own_terms, maps, feedback, taps,
     buckets, table_intervals, states, words, cursor, raw, position,
 ):  # fmt: skip
     """`decode_rows` of a layer in its usual form: diagonal, context mode 3 throughout; the same values, faster.
@@ -464,6 +595,8 @@ def decode_layer_rows(
     """
     n, width = values.shape
     magnitudes = np.zeros((RING_MASK + 1, width), np.int32)
+    trellis = np.zeros(width, np.int32)
+    feedback, taps = np.int32(feedback), np.int32(taps)
     sums, nears = np.zeros(width, np.int32), np.zeros(width, np.int32)
     total, cells, predictions = np.zeros(width), np.zeros(width, np.int32), np.zeros(width, np.int32)
     flat_maps, flat_buckets, flat_intervals = maps.ravel(), buckets.ravel(), table_intervals.ravel()
@@ -492,7 +625,7 @@ def decode_layer_rows(
             near = nears[s] >> shift
             level = np.int32(near > 0) + np.int32(near > 1) + np.int32(near > 2) + np.int32(near > 3)
             level += np.int32(near > 5) + np.int32(near > 7) + np.int32(near > 11)
-            cells[s] = base[s] + (level << np.int32(2))
+            cells[s] = base[s] + (level << np.int32(2)) + ((trellis[s] & np.int32(1)) << np.int32(9))
         before = older = np.uint64(0)
         for s in range(width):
             if own_terms[s] == 0:
@@ -531,6 +664,10 @@ def decode_layer_rows(
             r = min(r, limit)
             own_magnitudes[s] = r << e
             sign = np.int64(token & one)  # without a branch: it is a coin toss to the processor
+            quantizer = np.int64(trellis[s] & np.int32(1))
+            before_this = trellis[s] >> np.int32(1)
+            trellis[s] = before_this ^ (np.int32(quantizer) * feedback) ^ (np.int32(r & 1) * taps)
+            r = (r << 1) - (quantizer & np.int64(r != 0))  # as `point_of`
             r = (r ^ -sign) + sign
             values[i, s] = min(max(np.int64(predictions[s]) + (r << e), -VALUE_LIMIT), VALUE_LIMIT)
     cursor[1], cursor[0] = np.int64(coded), at

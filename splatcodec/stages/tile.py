@@ -237,7 +237,8 @@ def _emit_streams(
         exponents = np.stack([stream_classes(s, head) for s in range(first, last)], 1).astype(np.uint8)
         state = MixerState()
         count, position = mix_encode_rows(
-            first, rows, exponents, tree.neighbors, model.scales, model.own_terms, model.ranks, plain, plain_bits,
+            first, rows, exponents, tree.neighbors, model.scales, model.own_terms, model.ranks, *parameters.trellis,
+            plain, plain_bits,
             state.models, state.weights, intervals, count, raw, 0, spent,
         )  # fmt: skip
     else:
@@ -245,7 +246,11 @@ def _emit_streams(
         for s, row in zip(range(first, last), tables):
             m = parameters.models[s]
             classes = stream_classes(s, head)
-            choose_tables(s, stream_group(s), m.mode, m.scale, classes, magnitudes, tree.neighbors, m.context_map, row)
+            trellis = parameters.trellis_of(s)
+            choose_tables(
+                s, stream_group(s), m.mode, m.scale, classes, magnitudes, residuals, tree.neighbors, m.context_map,
+                *trellis, row,
+            )  # fmt: skip
         table_set = parameters.table_set()
         count, position = emit_rows(
             rows, np.ascontiguousarray(tables.T), table_set.freq, table_set.start, plain, plain_bits,
@@ -426,17 +431,18 @@ def _decode_streams(
 ) -> None:
     """Fill `values` (n, W), and the plain bits of positions if these are the base streams."""
     rows = model.first, values, colors, neighbors, depths
+    trellis = parameters.trellis
     stream = state.states, state.words, state.cursor, raw, 0
     position_args = exponent, parameters.size_step, parameters.precision, plain, plain_bits
     if mixing:
         mixer = MixerState()
         position = mix_decode_rows(
             *rows, model.bias, model.begin, model.kinds, model.sources, model.coefficients, model.scales,
-            model.own_terms, model.ranks, mixer.models, mixer.weights, *stream, *position_args,
+            model.own_terms, model.ranks, *trellis, mixer.models, mixer.weights, *stream, *position_args,
         )  # fmt: skip
     else:
         tables = parameters.table_set()
-        coded = model.maps, tables.buckets, tables.intervals, *stream
+        coded = model.maps, *trellis, tables.buckets, tables.intervals, *stream
         if model.is_usual_layer:
             position = decode_layer_rows(*rows[1:], model.weights, model.scales, model.own_terms, *coded)
         else:

@@ -126,6 +126,7 @@ class Cluster:
         models: Sequence[StreamModel],
         steps: Steps,
         bases: ColorBases,
+        trellis: tuple[int, int],
         feedback: Feedback | None,
         histograms: bool,
     ) -> Iterator[tuple[PackedTile, list[npt.NDArray[np.int64]]]]:
@@ -134,7 +135,7 @@ class Cluster:
             (_part(scene, tile.rows), classes[tile.rows], _alone(tile), _feedback_of(feedback, tile), histograms)
             for tile in tiles
         )
-        return self._map(_quantize, parts, (models, steps, bases))
+        return self._map(_quantize, parts, (models, steps, bases, trellis))
 
     def emit(
         self, scene: Gaussians, tiles: Sequence[Tile], packed: dict[int, PackedTile], parameters: SceneParameters,
@@ -175,16 +176,16 @@ def _make(steps: Steps, scene: Gaussians, classes: Ints, level: int, number: int
 
 
 def _quantize(
-    shared: tuple[Sequence[StreamModel], Steps, ColorBases],
+    shared: tuple[Sequence[StreamModel], Steps, ColorBases, tuple[int, int]],
     scene: Gaussians,
     classes: Ints,
     tile: Tile,
     feedback: Feedback | None,
     histograms: bool,
 ) -> tuple[PackedTile, list[npt.NDArray[np.int64]]]:
-    models, steps, bases = shared
-    q = quantize_tile(tile, tile_targets(scene, tile, classes, steps, bases), models, steps, bases, feedback)
-    return PackedTile.of(q), tile_histograms(tile, q, models) if histograms else []
+    models, steps, bases, trellis = shared
+    q = quantize_tile(tile, tile_targets(scene, tile, classes, steps, bases), models, steps, bases, trellis, feedback)
+    return PackedTile.of(q), tile_histograms(tile, q, models, trellis) if histograms else []
 
 
 def _emit(parameters: SceneParameters, scene: Gaussians, tile: Tile, packed: PackedTile, mixing: bool) -> EmittedTile:

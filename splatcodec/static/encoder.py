@@ -173,7 +173,7 @@ def encode_tiles(
         like: parameters of another encoding of the scene with this plan. With its colour bases and predictors values
             are rounded as they were there, so that a scene fitted to that rounding decodes to what it was fitted to.
     """
-    steps = plan.steps
+    steps, trellis = plan.steps.units, plan.trellis
     bases = ColorBases.fit(gaussians, plan.kept, plan.color_weights) if like is None else ColorBases.of(like)
     cut = cut_tiles(gaussians.means, plan.kept)
     scene, classes, jobs = tile_jobs(gaussians, plan, levels, cut)
@@ -195,7 +195,7 @@ def encode_tiles(
         models = fit_predictors(tiles, targets_of, streams, pool)
     else:
         models = [StreamModel(model.predictor) for model in like.models]
-    fit_scales(models, tiles, targets_of, steps, bases, pool)
+    fit_scales(models, tiles, targets_of, steps, bases, trellis, pool)
     feedback = None
     if plan.view_weights is not None:
         feedback = Feedback(gaussians.means, plan.view_weights, plan.direction_ridge)
@@ -203,13 +203,13 @@ def encode_tiles(
 
     def quantize(k: int) -> list[npt.NDArray[np.int64]]:
         exact = targets_of(tiles[k])
-        q = quantize_tile(tiles[k], exact, models, steps, bases, feedback)
+        q = quantize_tile(tiles[k], exact, models, steps, bases, trellis, feedback)
         packed[k] = PackedTile.of(q)
-        return [] if plan.mixing else tile_histograms(tiles[k], q, models)
+        return [] if plan.mixing else tile_histograms(tiles[k], q, models, trellis)
 
     def quantized() -> Iterator[list[npt.NDArray[np.int64]]]:
         assert cluster
-        done = cluster.quantize(scene, classes, tiles, models, steps, bases, feedback, not plan.mixing)
+        done = cluster.quantize(scene, classes, tiles, models, steps, bases, trellis, feedback, not plan.mixing)
         for k, (kept, counts) in enumerate(done):
             packed[k] = kept
             yield counts
@@ -222,7 +222,7 @@ def encode_tiles(
         weights = choose_contexts(models, histograms, pool)
     parameters = SceneParameters(
         scene.sh_degree, steps.size, steps.opacity, steps.precision, steps.shape, steps.color, steps.sh,
-        bases.color, bases.sh_color, bases.sh_band, models, weights,
+        bases.color, bases.sh_color, bases.sh_band, models, weights, trellis,
     )  # fmt: skip
     parameters.table_set()
 

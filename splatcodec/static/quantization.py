@@ -44,6 +44,7 @@ from ..stages.streams import (
     feature_column,
     histogram_stream,
     quantize_stream,
+    round_stream,
 )
 from ..stages.tile import MAX_TILE, TileGrid, TileTree, morton_codes, plant_tree, stream_classes
 from ..stages.transform import covariance_factors
@@ -406,6 +407,7 @@ def quantize_tile(
     models: Sequence[StreamModel],
     steps: Steps,
     bases: ColorBases,
+    trellis: tuple[int, int],
     feedback: Feedback | None = None,
 ) -> QuantizedTile:
     """Run the closed loop over all streams of a tile."""
@@ -424,10 +426,12 @@ def quantize_tile(
             target = target.copy()
             add_feedback(k + 1, component, factors, errors, target)
         p = model.predictor
-        quantize_stream(
-            stream, target, stream_classes(stream, q.values), q.values, q.magnitudes, q.residuals,
-            tile.tree.neighbors, tile.tree.depths, p.bias, p.kinds, p.sources, p.coefficients,
-        )  # fmt: skip
+        out = q.values, q.magnitudes, q.residuals
+        model_of = tile.tree.neighbors, tile.tree.depths, p.bias, p.kinds, p.sources, p.coefficients
+        if stream <= COLOR_CLASS:
+            round_stream(stream, target, *out, *model_of)
+        else:
+            quantize_stream(stream, target, stream_classes(stream, q.values), *out, *model_of, *trellis)
         if SIZE_FIRST <= stream < SIZE_FIRST + 3:
             roots[stream - SIZE_FIRST] = _decoded_roots(q.values[stream], steps.size)
         if factors is not None and stream == SH_FIRST - 1:
@@ -500,6 +504,7 @@ def fit_scales(
     targets_of: Callable[[Tile], TileTargets],
     steps: Steps,
     bases: ColorBases,
+    trellis: tuple[int, int],
     pool: ThreadPoolExecutor,
 ) -> None:
     """Set mode and expected residual of the SH streams, on the sample that predictors were fitted on."""
@@ -508,14 +513,16 @@ def fit_scales(
     chosen = _sample(tiles)
 
     def means(tile: Tile) -> Floats:
-        return quantize_tile(tile, targets_of(tile), models, steps, bases).magnitudes.mean(1)
+        return quantize_tile(tile, targets_of(tile), models, steps, bases, trellis).magnitudes.mean(1)
 
     mean = np.mean(list(pool.map(means, chosen)), axis=0) if chosen else np.zeros(len(models))
     for stream in range(SH_FIRST, len(models)):
         models[stream].mode, models[stream].scale = 3, round(4 * float(mean[stream]))
 
 
-def tile_histograms(tile: Tile, q: QuantizedTile, models: Sequence[StreamModel]) -> list[npt.NDArray[np.int64]]:
+def tile_histograms(
+    tile: Tile, q: QuantizedTile, models: Sequence[StreamModel], trellis: tuple[int, int]
+) -> list[npt.NDArray[np.int64]]:
     """Token counts of one tile: modes 0 to 2 of each stream before SH, then one of all SH streams together."""
     histograms = []
     shared = np.zeros((CONTEXT_CELLS[3], ALPHABET), np.int64)
@@ -525,7 +532,7 @@ def tile_histograms(tile: Tile, q: QuantizedTile, models: Sequence[StreamModel])
             histogram = shared if mode == 3 else np.zeros((CONTEXT_CELLS[mode], ALPHABET), np.int64)
             histogram_stream(
                 stream, stream_group(stream), mode, model.scale, classes, q.magnitudes, q.residuals,
-                tile.tree.neighbors, histogram,
+                tile.tree.neighbors, *(trellis if stream > COLOR_CLASS else (0, 0)), histogram,
             )  # fmt: skip
             if mode != 3:
                 histograms.append(histogram)

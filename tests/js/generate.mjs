@@ -115,7 +115,7 @@ export function varint(x) {
 }
 
 /** A whole file. Chunks are {type, critical, level, tile, count, payload}. */
-export function container(chunks, { features = [["lossy-1", 1]], numGaussians, minor = 2, length } = {}) {
+export function container(chunks, { features = [["lossy-1", 1]], numGaussians, minor = 3, length } = {}) {
   const ascii = (text) => Uint8Array.from([...text].map((c) => c.charCodeAt(0)));
   const toc = concat(
     varint(features.length),
@@ -244,12 +244,13 @@ export function makeParameters(rng, degree, wild) {
     return value;
   }, degree);
   const steps = {
+    feedback: rng.pick([5, 0, rng.int(0, 255)]), taps: rng.pick([2, 0, rng.int(0, 255)]),
     sizeStep: rng.int(1, rng.pick([20, 4096])), opacityStep: rng.int(1, 4096), precision: rng.int(-9000, 9000),
     shapeStep: Math.fround(rng.next() + 0.001), colorStep: Math.fround(rng.next()), shStep: Math.fround(rng.next()),
   };
   const list = encodeRans(teller.intervals, 1);
   const payload = concat(
-    Uint8Array.of(degree, 0), u16(steps.sizeStep), u16(steps.opacityStep), u32(steps.precision >>> 0),
+    Uint8Array.of(degree, steps.feedback, steps.taps, rng.int(0, 255)), u16(steps.sizeStep), u16(steps.opacityStep), u32(steps.precision >>> 0),
     f32(steps.shapeStep), f32(steps.colorStep), f32(steps.shStep), u32(list.length), list, writeTables(all),
   );
   return { payload, p: { ...p, ...steps, degree, tables: all.map(makeTable) } };
@@ -280,7 +281,7 @@ export function makeTile(rng, p, { looks = [0, 1024, 0, 1024], layers = 3, limit
     origin: [0, 1, 2].map(() => Math.fround((rng.next() - 0.5) * 10 ** rng.int(-3, 6))),
   };
   const plain = new PlainDice(rng);
-  const { V, M } = readGaussians(rans, plain, p, head, place);
+  const state = readGaussians(rans, plain, p, head, place);
   const pad = (payload) => concat(payload, new Uint8Array(Math.max(0, Math.ceil(place.length / 8) - payload.length)));
   const coded = encodeRans(rans.intervals, 2 ** head.logStates);
   const payload = pad(
@@ -291,10 +292,10 @@ export function makeTile(rng, p, { looks = [0, 1024, 0, 1024], layers = 3, limit
   );
   const chunks = [{ type: "TILE", count: place.length, payload }];
   for (const [type, range] of Object.entries(LAYERS)) {
-    if (range[1] > V.length || Number(type[3]) > layers) continue;
+    if (range[1] > state.V.length || Number(type[3]) > layers) continue;
     const dice = new Dice(rng);
     const raw = new PlainDice(rng);
-    readLayer(dice, raw, p, V, M, place, range);
+    readLayer(dice, raw, p, state, place, range);
     const logStates = rng.int(0, 5);
     const stream = encodeRans(dice.intervals, 2 ** logStates);
     const bytes = concat(Uint8Array.of(logStates, 0, rng.int(0, 255), 0), u32(stream.length), stream, raw.bytes());

@@ -63,7 +63,7 @@ export function crc32(bytes) {
 export function readContainer(file) {
   const r = new Bytes(file);
   must(r.ascii(4) === "SPLC", "magic");
-  must(r.u8() === 0 && r.u8() === 2, "version");
+  must(r.u8() === 0 && r.u8() === 3, "version");
   r.u16();
   must(r.u64() === BigInt(file.length), "file length");
   const tocLength = r.u64();
@@ -224,7 +224,7 @@ const tokenIn = (table) => (slot) => table.find(({ start, freq }) => start <= sl
 
 export const GROUPS = [0, 1, 2, 5, 8, 9, 12, 21, 36];
 export const numStreams = (degree) => 12 + 3 * ((degree + 1) ** 2 - 1);
-export const CELLS = [128, 128, 128, 512];
+export const CELLS = [256, 256, 256, 1024];
 
 /** The integer list, number by number from `next(kind)`. */
 export function readIntegerList(next, degree) {
@@ -277,6 +277,7 @@ export function readParameters(payload) {
   const r = new Bytes(payload);
   const degree = r.u8();
   must(degree <= 3, "degree");
+  const [feedback, taps] = [r.u8(), r.u8()];
   r.u8();
   const [sizeStep, opacityStep, precision] = [r.u16(), r.u16(), r.i32()];
   const [shapeStep, colorStep, shStep] = [r.f32(), r.f32(), r.f32()];
@@ -289,7 +290,7 @@ export function readParameters(payload) {
   const rans = new Rans(r.rest(), 1);
   const tables = readWeights(rans, p.numTables).map(makeTable);
   rans.end();
-  return { ...p, degree, sizeStep, opacityStep, precision, shapeStep, colorStep, shStep, tables };
+  return { ...p, degree, feedback, taps, sizeStep, opacityStep, precision, shapeStep, colorStep, shStep, tables };
 }
 
 // --- 3.3 Octree ---------------------------------------------------------------------------------------------------
@@ -381,8 +382,8 @@ function level(x, n) {
   return Math.min(2 * b - 2 + (floorDiv(x, 2 ** (b - 2)) % 2), n - 1);
 }
 
-/** Decode stream s of Gaussian i into V[s][i] and M[s][i]. */
-export function readStream(rans, plain, p, V, M, place, s, i) {
+/** Decode stream s of Gaussian i into V[s][i] and M[s][i]; T[s] is the state of the stream's trellis. */
+export function readStream(rans, plain, p, { V, M, T }, place, s, i) {
   const { neighbours, leaf } = place[i];
   const e = s < 2 ? 0 : s < 9 ? V[0][i] : V[1][i];
   const overFour = (row) => neighbours.reduce((sum, j) => sum + row[j], 0);
@@ -401,17 +402,20 @@ export function readStream(rans, plain, p, V, M, place, s, i) {
   const group = Math.max(...GROUPS.filter((first) => first <= s));
   const before = [s - 1, s - 2].filter((t) => t >= group);
   const own = floorDiv(2 * before.reduce((sum, t) => sum + M[t][i], 0), 2 ** e);
+  const q = T[s] % 2;
   const cell = [
-    () => 16 * Math.min(e, 7) + level(near, 16),
-    () => 8 * level(near, 16) + level(own, 8),
-    () => 16 * Math.min(e, 7) + level(own, 16),
-    () => 32 * level(floorDiv(stream.scale, 2 ** e), 16) + 4 * level(near, 8) + (level(own, 8) >> 1),
+    () => 128 * q + 16 * Math.min(e, 7) + level(near, 16),
+    () => 128 * q + 8 * level(near, 16) + level(own, 8),
+    () => 128 * q + 16 * Math.min(e, 7) + level(own, 16),
+    () => 512 * q + 32 * level(floorDiv(stream.scale, 2 ** e), 16) + 4 * level(near, 8) + (level(own, 8) >> 1),
   ][stream.mode]();
   const table = p.tables[stream.map[cell]];
   const token = rans.next(tokenIn(table));
   const most = floorDiv(2 ** 27, 2 ** e);
   const r = clamp(valueOf(token, plain.read(rawBitsOf(token))), -most, most);
-  V[s][i] = clamp(prediction + r * 2 ** e, -(2 ** 28), 2 ** 28);
+  const point = s < 2 ? r : 2 * r - q * Math.sign(r);
+  V[s][i] = clamp(prediction + point * 2 ** e, -(2 ** 28), 2 ** 28);
+  if (s >= 2) T[s] = floorDiv(T[s], 2) ^ (q ? p.feedback : 0) ^ (r % 2 ? p.taps : 0);
   M[s][i] = Math.abs(r) * 2 ** e;
   must(s > 1 || (V[s][i] >= 0 && V[s][i] <= 15), "class");
 }
@@ -434,9 +438,9 @@ export function readTileHead(payload) {
 /** Streams 0 to 11 and positions, from wherever `rans` and `plain` have them. */
 export function readGaussians(rans, plain, p, head, place) {
   const V = Array.from({ length: numStreams(p.degree) }, () => Array(place.length).fill(0));
-  const M = V.map((row) => [...row]);
+  const state = { V, M: V.map((row) => [...row]), T: V.map(() => 0) };
   const means = place.map(({ leaf }, i) => {
-    for (let s = 0; s < 12; s++) readStream(rans, plain, p, V, M, place, s, i);
+    for (let s = 0; s < 12; s++) readStream(rans, plain, p, state, place, s, i);
     return [leaf.x, leaf.y, leaf.z].map((cell, j) => {
       const want = 1024 * (head.exponent - leaf.depth - V[0][i]) - V[2 + j][i] * p.sizeStep - p.precision;
       const bits = clamp(Math.ceil(want / 1024), 0, 30);
@@ -444,14 +448,14 @@ export function readGaussians(rans, plain, p, head, place) {
       return Math.fround(head.origin[j] + (cell + (q + 0.5) / 2 ** bits) * 2 ** (head.exponent - leaf.depth));
     });
   });
-  return { V, M, means };
+  return { ...state, means };
 }
 
 export const LAYERS = { SHC1: [12, 21], SHC2: [21, 36], SHC3: [36, 57] };
 
-export function readLayer(rans, plain, p, V, M, place, [first, end]) {
+export function readLayer(rans, plain, p, state, place, [first, end]) {
   for (let i = 0; i < place.length; i++) {
-    for (let s = first; s < end; s++) readStream(rans, plain, p, V, M, place, s, i);
+    for (let s = first; s < end; s++) readStream(rans, plain, p, state, place, s, i);
   }
 }
 
@@ -522,21 +526,21 @@ export function readScene(file, layers = 3) {
       const rans = new Rans(coded, 2 ** head.logStates);
       const place = spread(readOctree(rans));
       must(place.length === count, "octree");
-      const { V, M, means } = readGaussians(rans, new PlainBits(plain), p, head, place);
+      const { means, ...state } = readGaussians(rans, new PlainBits(plain), p, head, place);
       rans.end();
       for (const chunk of chunks) {
         const range = LAYERS[chunk.type];
         if (!range || chunk.level !== level || chunk.tile !== tile || chunk.type > `SHC${layers}`) continue;
-        must(chunk.count === count && range[1] <= V.length, "layer");
+        must(chunk.count === count && range[1] <= state.V.length, "layer");
         const r = new Bytes(chunk.payload);
         const [logStates, tools] = [r.u8(), r.u8()];
         must(logStates <= 5 && tools === 0, "head");
         r.u16();
         const sh = new Rans(r.take(r.u32()), 2 ** logStates);
-        readLayer(sh, new PlainBits(r.rest()), p, V, M, place, range);
+        readLayer(sh, new PlainBits(r.rest()), p, state, place, range);
         sh.end();
       }
-      return { level, tile, head, V, means };
+      return { level, tile, head, V: state.V, means };
     });
   const scene = parts.filter((part) => part.level > 0);
   must(scene.reduce((sum, part) => sum + part.means.length, 0) === numGaussians, "number of Gaussians");

@@ -109,7 +109,7 @@ const ARCHIVE_FEATURES = new Set(["lossless-1", "native-1", "stored-1", "mixing-
 
 /**
  * @typedef {object} Header
- * @property {string} version such as "0.2"
+ * @property {string} version such as "0.3"
  * @property {number} length bytes of the whole file
  * @property {number} tocLength bytes of the table of contents, which follows the header
  * @property {number} numGaussians
@@ -158,7 +158,7 @@ export function parseHeader(head) {
     throw new SplcError("checksum", "the header's checksum does not match", 36);
   }
   const version = `${head[4]}.${head[5]}`;
-  if (version !== "0.2") throw new SplcError("unsupported", `format version ${version}, this decoder reads 0.2`, 4);
+  if (version !== "0.3") throw new SplcError("unsupported", `format version ${version}, this decoder reads 0.3`, 4);
   const length = readU64(view, 8);
   const tocLength = readU64(view, 16);
   if (tocLength > Math.min(MAX_TOC_BYTES, length - HEADER_BYTES)) {

@@ -20,6 +20,8 @@ const PAGE = 65536;
 const STRIDES = [48, 48, 64, 96];
 const VALUES = [AT.VALUES, AT.VALUES1, AT.VALUES2, AT.VALUES3];
 const ROWS = WINDOW + BLOCK;
+/** Bytes before the values: states of the trellis. */
+const STATES = 96;
 /** Bytes of a cell of the tree, of a cell of a depth; those are more than the 20 of a leaf. */
 const NODE_BYTES = 8;
 const CELL_BYTES = 28;
@@ -62,12 +64,13 @@ export class FastEngine {
     this.parameters = parameters;
     this.u8 = new Uint8Array(memory.buffer);
     this.i32 = new Int32Array(memory.buffer);
-    const { maps, first, starts } = parameters;
+    const { maps, first, starts, trellis } = parameters;
     let at = AT.END;
     const place = (/** @type {number} */ bytes) => {
       at += bytes;
       return at - bytes;
     };
+    const trellisAt = place(512);
     const mapsAt = place((2 * maps.length + 15) & -16);
     const firstAt = place(first.length);
     const startsAt = place(starts.byteLength + 16);
@@ -88,15 +91,17 @@ export class FastEngine {
     this.put(mapsAt, Uint16Array.from(maps, (table) => 128 * table));
     this.put(firstAt, first);
     this.put(startsAt, starts);
-    this.putParameters(firstAt, startsAt, mapsAt);
+    this.put(trellisAt, trellis);
+    this.putParameters(firstAt, startsAt, mapsAt, trellisAt);
   }
 
   /**
    * @param {number} firstAt
    * @param {number} startsAt
    * @param {number} mapsAt
+   * @param {number} trellisAt
    */
-  putParameters(firstAt, startsAt, mapsAt) {
+  putParameters(firstAt, startsAt, mapsAt, trellisAt) {
     const p = this.parameters;
     const { shDegree } = p;
     const steps = [p.sizeStep, p.precision, p.shStep, p.shapeStep, p.opacityStep, p.colorStep];
@@ -113,10 +118,11 @@ export class FastEngine {
       }
       end = (end + 15) & -16;
       const at = AT.STREAMS + 128 * s;
-      this.put(at, Int32Array.from(p.bases.subarray(16 * s, 16 * s + 16), (base) => mapsAt + 2 * base));
+      this.put(at, Int32Array.from(p.bases.subarray(16 * s, 16 * s + 16), (base) => mapsAt + 4 * base));
       const mode = p.modes[s];
-      const terms = p.terms.subarray(2 * s, 2 * s + 2);
-      this.put(at + AT.NEAR_AT, Int32Array.of(AT.NEAR_CELLS + mode, AT.OWN_CELLS + mode / 2, end, ...terms));
+      // Classes stay in state 0: there memory is zeros.
+      const rest = [...p.terms.subarray(2 * s, 2 * s + 2), s < 2 ? 0 : trellisAt];
+      this.put(at + AT.NEAR_AT, Int32Array.of(AT.NEAR_CELLS + mode, AT.OWN_CELLS + mode / 2, end, ...rest));
       this.put(at + AT.BIAS, BigInt64Array.of(BigInt(p.bias[s])));
       if (s < 12) continue;
       const layer = STREAMS.findIndex((end) => s < end);
@@ -198,7 +204,7 @@ export class FastEngine {
       throw error;
     }
     this.i32.set([head.exponent, leaves, 0, 0], AT.EXPONENT / 4);
-    this.u8.fill(0, AT.VALUES, AT.VALUES + WINDOW * STRIDES[0]);
+    this.u8.fill(0, AT.VALUES - STATES, AT.VALUES + WINDOW * STRIDES[0]);
     this.u8.fill(0, AT.VALUES + ROWS * STRIDES[0], AT.VALUES + (ROWS + WINDOW) * STRIDES[0]);
     // Rows before the first Gaussian are too far away to be neighbours.
     for (let axis = 0; axis < 3; axis++) this.put(AT.CENTERS + axis * AT.CENTER, new Float64Array(WINDOW).fill(1e9));
@@ -288,7 +294,9 @@ export class FastEngine {
         at = this.startCoder(k + 1, bytes, at, LAYER_HEAD_BYTES, length, logStates);
       });
       const stride = STRIDES[k + 1];
-      for (const from of [VALUES[k + 1], VALUES[k + 1] + ROWS * stride]) this.u8.fill(0, from, from + WINDOW * stride);
+      for (const from of [VALUES[k + 1], VALUES[k + 1] + ROWS * stride]) {
+        this.u8.fill(0, from - STATES, from + WINDOW * stride);
+      }
     });
   }
 

@@ -312,8 +312,9 @@ export function decodeTrajectories(motion, bytes, base, tile, out, coder) {
       const tint = base12[12 * i + 1];
       const octaves = Math.floor(((base12[12 * i + 2] + base12[12 * i + 3] + base12[12 * i + 4]) * sizeStep) / 3072);
       exponents[POSITION] = Math.max(0, Math.min(20, octaves + g + motion.positionBias));
-      exponents[TURN] = exponents[SIZE] = exponents[OPACITY] = g;
-      exponents[COLOR] = exponents[SH] = tint;
+      exponents[TURN] = g;
+      exponents[SIZE] = exponents[OPACITY] = g + 1;
+      exponents[COLOR] = exponents[SH] = tint + 1;
       if (hasEvents) {
         out.eventStarts[i] = out.numEvents;
         if (coder.bit(models, EVENT + (some ? eventful[a] + eventful[b] + eventful[c] + eventful[d] : 0))) {

@@ -3,8 +3,8 @@
 import { SplcError } from "./container.js";
 import { IntegerList, readTables } from "./entropy.js";
 
-const HEAD_BYTES = 26;
-const CELLS = [128, 128, 128, 512];
+const HEAD_BYTES = 28;
+const CELLS = [256, 256, 256, 1024];
 const MATRIX_LIMIT = 8192;
 /** First stream of each group of streams, and the number of streams. */
 const GROUPS = [0, 1, 2, 5, 8, 9, 12, 21, 36, 57];
@@ -37,6 +37,7 @@ for (let x = 0; x < 256; x++) {
 /**
  * @typedef {object} Parameters
  * @property {number} shDegree
+ * @property {Uint8Array} trellis next state, by 2 * state + parity of the index
  * @property {number} sizeStep 1/1024 octaves of sqrt(D) a base unit
  * @property {number} opacityStep 1/1024 octaves of opacity a base unit
  * @property {number} precision
@@ -48,8 +49,8 @@ for (let x = 0; x < 256; x++) {
  * @property {Float64Array} shBandBasis component by component: 15 x (K-1), number of the component first
  * @property {Uint8Array} first see `Tables`
  * @property {Uint16Array} starts see `Tables`
- * @property {Uint8Array} maps context maps: table of each cell
- * @property {Uint16Array} bases 16 a stream: where in `maps` the cells of a step exponent begin
+ * @property {Uint8Array} maps context maps: tables of each cell, for quantizer 0 and 1
+ * @property {Uint16Array} bases 16 a stream: half of where in `maps` the cells of a step exponent begin
  * @property {Int32Array} modes 256 * context mode of each stream
  * @property {Int32Array} terms 2 a stream: -1 if the magnitude of the stream before, and the one before that, count
  * @property {Float64Array} bias of each stream, with the half that rounds
@@ -67,18 +68,18 @@ export function parseParameters(bytes) {
   if (bytes.length < HEAD_BYTES) throw new SplcError("truncated", "the parameters are cut off", bytes.length);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   const shDegree = bytes[0];
-  const sizeStep = view.getUint16(2, true);
-  const opacityStep = view.getUint16(4, true);
-  const precision = view.getInt32(6, true);
-  const steps = [10, 14, 18].map((at) => view.getFloat32(at, true));
+  const sizeStep = view.getUint16(4, true);
+  const opacityStep = view.getUint16(6, true);
+  const precision = view.getInt32(8, true);
+  const steps = [12, 16, 20].map((at) => view.getFloat32(at, true));
   const bad = (/** @type {number} */ step) => step < 1 || step > 4096;
   if (shDegree > 3 || bad(sizeStep) || bad(opacityStep) || Math.abs(precision) > 2 ** 20) {
     throw new SplcError("format", "a parameter is out of range", 0);
   }
   // Not above 0 is also NaN.
-  if (steps.some((step) => !(step > 0 && step < 1e30))) throw new SplcError("format", "a step is out of range", 10);
-  const length = view.getUint32(22, true);
-  if (length > bytes.length - HEAD_BYTES) throw new SplcError("truncated", "the integer list is cut off", 22);
+  if (steps.some((step) => !(step > 0 && step < 1e30))) throw new SplcError("format", "a step is out of range", 12);
+  const length = view.getUint32(24, true);
+  if (length > bytes.length - HEAD_BYTES) throw new SplcError("truncated", "the integer list is cut off", 24);
   const list = new IntegerList(bytes, HEAD_BYTES, length);
 
   const matrix = (/** @type {number} */ size) =>
@@ -92,7 +93,7 @@ export function parseParameters(bytes) {
 
   const numTables = list.next(1, 1, 256, "the number of tables");
   const numStreams = STREAMS[shDegree];
-  const maps = new Uint8Array(numStreams * 512);
+  const maps = new Uint8Array(numStreams * 1024);
   const bases = new Uint16Array(numStreams * 16);
   const modes = new Int32Array(numStreams);
   const terms = new Int32Array(numStreams * 2);
@@ -115,7 +116,7 @@ export function parseParameters(bytes) {
       const kind = code & 3;
       const source = code >> 2;
       if (source > s || (kind === 2 && source === s) || (s >= 12 && (kind > 1 || source !== s))) {
-        throw new SplcError("format", "a prediction reads a stream that is not there yet");
+        throw new SplcError("format", "a feature reads a later stream");
       }
       if (s >= 12) {
         shCoefficients[2 * s + kind] += coefficient;
@@ -127,21 +128,22 @@ export function parseParameters(bytes) {
     const mode = list.next(5, 0, 3, "a context mode");
     const scale = mode === 3 ? list.next(7, 0, 2 ** 28, "a scale") : 0;
     if (list.next(5, 0, 1, "a flag")) {
-      if (mapSize !== CELLS[mode]) throw new SplcError("format", "a context map of another size");
+      if (mapSize !== CELLS[mode]) throw new SplcError("format", "a context map's size");
     } else {
       mapAt += mapSize;
       mapSize = CELLS[mode];
       let table = 0;
       for (let cell = 0; cell < mapSize; cell++) {
         table += list.next(6, -256, 256, "a context map");
-        if (table < 0 || table >= numTables) throw new SplcError("format", "a context map names no table");
-        maps[mapAt + cell] = table;
+        if (table < 0 || table >= numTables) throw new SplcError("format", "a context map's table");
+        // Cells of quantizer 1 come after those of quantizer 0.
+        maps[mapAt + 2 * cell - (2 * cell < mapSize ? 0 : mapSize - 1)] = table;
       }
     }
     modes[s] = mode << 8;
     for (let e = 0; e < 16; e++) {
       const first = mode === 3 ? 32 * level(scale >> e, 16) : mode === 1 ? 0 : 16 * Math.min(e, 7);
-      bases[16 * s + e] = mapAt + first;
+      bases[16 * s + e] = mapAt / 2 + first;
     }
     const inGroup = s - Math.max(...GROUPS.filter((group) => group <= s));
     terms[2 * s] = inGroup > 0 ? -1 : 0;
@@ -159,6 +161,7 @@ export function parseParameters(bytes) {
   }
   return {
     shDegree, sizeStep, opacityStep, precision, shapeStep: steps[0], colorStep: steps[1], shStep: steps[2],
+    trellis: Uint8Array.from({ length: 512 }, (_, k) => (k >> 2) ^ (k & 2 && bytes[1]) ^ (k & 1 && bytes[2])),
     colorBasis, shColorBasis, shBandBasis, ...tables, maps: maps.slice(0, mapAt + mapSize), bases, modes, terms, bias,
     begin, sources: Int32Array.from(sources), coefficients: Float64Array.from(coefficients), shCoefficients,
   };

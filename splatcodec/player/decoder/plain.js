@@ -56,7 +56,7 @@ export class PlainEngine {
    * @param {number} _done Gaussians before
    */
   nextLayer(layer, size, links, _done) {
-    this.layers[layer - 1].next(size, links);
+    this.layers[layer - 1].advance(size, links);
   }
 
   /**

@@ -160,19 +160,95 @@ function link({ near, occupancies, firsts }, next) {
   }
 }
 
+/** A window of rows of streams, 16 of history and a block of new ones, and where they come from. */
+class Rows {
+  /**
+   * @param {Parameters} parameters
+   * @param {number} width streams of a row
+   */
+  constructor(parameters, width) {
+    this.parameters = parameters;
+    this.width = width;
+    this.coder = new Coder();
+    this.values = new Int32Array(width * ROWS);
+    this.magnitudes = new Int32Array(width * ROWS);
+    /** State of each stream's trellis. */
+    this.states = new Uint8Array(STREAMS[3]);
+    this.done = 0;
+  }
+
+  reset() {
+    this.values.fill(0);
+    this.magnitudes.fill(0);
+    this.states.fill(0);
+    this.done = 0;
+  }
+
+  /**
+   * The next block of Gaussians: rows WINDOW.. of `values`.
+   * @param {number} size 0 at the end, which is checked then
+   * @param {any} links see `TileDecoder.next`
+   */
+  advance(size, links) {
+    if (size === 0) return this.coder.finish();
+    if (this.done) this.slide();
+    /** @type {any} */ (this).decodeBlock(size, links);
+    this.coder.check();
+    this.done += size;
+  }
+
+  /** After a full block: its last rows are the new history. */
+  slide() {
+    this.values.copyWithin(0, this.width * BLOCK);
+    this.magnitudes.copyWithin(0, this.width * BLOCK);
+  }
+
+  /**
+   * The next value.
+   * @param {number} s stream
+   * @param {number} e step exponent
+   * @param {number} total of the prediction
+   * @param {number} near magnitudes of the neighbours
+   * @param {number} own magnitudes of the streams before
+   * @param {number} at place in `values`
+   */
+  step(s, e, total, near, own, at) {
+    const { first, starts, maps, bases, modes, trellis } = this.parameters;
+    const state = this.states[s];
+    const odd = state & 1;
+    const cell =
+      bases[16 * s + e] +
+      NEAR_CELLS[modes[s] + Math.min(near >> e, 255)] +
+      OWN_CELLS[modes[s] + Math.min((2 * own) >> e, 255)];
+    const r = held(this.coder.value(first, starts, maps[2 * cell + odd]), 134217728 >> e);
+    let point = r;
+    // Classes are coded as they are.
+    if (s > 1) {
+      point += r - odd * Math.sign(r);
+      this.states[s] = trellis[2 * state + (r & 1)];
+    }
+    this.magnitudes[at] = Math.abs(r) << e;
+    this.values[at] = held(held(Math.floor(total / 4096), LIMIT) + (point << e), LIMIT);
+  }
+}
+
+/**
+ * @param {number} x
+ * @param {number} limit
+ */
+function held(x, limit) {
+  return x > limit ? limit : x < -limit ? -limit : x;
+}
+
 /** Decodes the chunks of one tile after the other; keeps its buffers. */
-export class TileDecoder {
+export class TileDecoder extends Rows {
   /** @param {Parameters} parameters */
   constructor(parameters) {
-    this.parameters = parameters;
-    this.coder = new Coder();
+    super(parameters, 12);
     // Leaves in depth-first order: cell at the leaf's own depth, depth, Gaussians.
     this.leafX = this.leafY = this.leafZ = this.leafCount = new Int32Array(0);
     this.leafDepth = new Uint8Array(0);
 
-    /** Rows of 12 streams: values, magnitudes. */
-    this.values = new Int32Array(12 * ROWS);
-    this.magnitudes = new Int32Array(12 * ROWS);
     /** Leaf centres. */
     this.centers = new Float64Array(3 * ROWS);
     /** Positions of the block's Gaussians, not rounded to f32 yet. */
@@ -185,7 +261,6 @@ export class TileDecoder {
     this.count = 0;
     /** Next leaf, and how many of its Gaussians are done. */
     this.leaf = this.leafDone = 0;
-    this.done = 0;
     /** Gaussians that no leaf holds yet. */
     this.open = 0;
   }
@@ -201,15 +276,14 @@ export class TileDecoder {
     this.coder.start(bytes, HEAD_BYTES, head.length, head.logStates);
     this.head = head;
     this.count = count;
-    this.leafDone = this.done = 0;
+    this.leafDone = 0;
     try {
       this.decodeOctree(count);
     } catch (error) {
       if (error instanceof SplcError) error.offset ??= HEAD_BYTES;
       throw error;
     }
-    this.values.fill(0, 0, 12 * WINDOW);
-    this.magnitudes.fill(0, 0, 12 * WINDOW);
+    this.reset();
     return head;
   }
 
@@ -326,20 +400,13 @@ export class TileDecoder {
    */
   next(links) {
     const size = Math.min(BLOCK, this.count - this.done);
-    if (size === 0) {
-      this.coder.finish();
-      return 0;
-    }
-    if (this.done) {
-      // A full block came before: its last rows are the new history.
-      this.values.copyWithin(0, 12 * BLOCK);
-      this.magnitudes.copyWithin(0, 12 * BLOCK);
-      this.centers.copyWithin(0, 3 * BLOCK);
-    }
-    this.decodeBlock(size, links);
-    this.coder.check();
-    this.done += size;
+    this.advance(size, links);
     return size;
+  }
+
+  slide() {
+    super.slide();
+    this.centers.copyWithin(0, 3 * BLOCK);
   }
 
   /**
@@ -348,8 +415,7 @@ export class TileDecoder {
    */
   decodeBlock(size, links) {
     const head = /** @type {TileHead} */ (this.head);
-    const { first, starts, maps, bases, modes, terms, bias, begin, sources, coefficients, sizeStep, precision } =
-      this.parameters;
+    const { terms, bias, begin, sources, coefficients, sizeStep, precision } = this.parameters;
     const { values, magnitudes, centers, means, features, nears, coder } = this;
     const { leafX, leafY, leafZ, leafDepth, leafCount } = this;
     const { origin, exponent } = head;
@@ -444,27 +510,10 @@ export class TileDecoder {
       for (let s = 0; s < 12; s++) {
         let total = bias[s];
         for (const last = begin[s + 1]; f < last; f++) total += coefficients[f] * features[sources[f]];
-        total = Math.floor(total / 4096);
-        if (total > LIMIT) total = LIMIT;
-        else if (total < -LIMIT) total = -LIMIT;
-
-        let near = nears[s] >> e;
-        near = (near | ((255 - near) >> 31)) & 255;
-        let own = (2 * ((m1 & terms[2 * s]) + (m2 & terms[2 * s + 1]))) >> e;
-        own = (own | ((255 - own) >> 31)) & 255;
-        const mode = modes[s];
-        const cell = bases[16 * s + e] + NEAR_CELLS[mode + near] + OWN_CELLS[mode + own];
-        let r = coder.value(first, starts, maps[cell]);
-        const most = 134217728 >> e;
-        if (r > most) r = most;
-        else if (r < -most) r = -most;
-        r <<= e;
-        const v = total + r;
-        values[out + s] = v > LIMIT ? LIMIT : v < -LIMIT ? -LIMIT : v;
-        features[24 + s] = values[out + s];
+        this.step(s, e, total, nears[s], (m1 & terms[2 * s]) + (m2 & terms[2 * s + 1]), out + s);
+        const v = (features[24 + s] = values[out + s]);
         m2 = m1;
-        m1 = (r ^ (r >> 31)) - (r >> 31);
-        magnitudes[out + s] = m1;
+        m1 = magnitudes[out + s];
         if (s < 2) {
           if (v < 0 || v > 15) throw new SplcError("format", "a class is out of range", HEAD_BYTES);
           if (s) e = g;
@@ -493,50 +542,23 @@ export class TileDecoder {
 }
 
 /** Decodes the SHC chunks of a tile, block by block, with the `links` of its TILE chunk. */
-export class LayerDecoder {
+export class LayerDecoder extends Rows {
   /**
    * @param {Parameters} parameters
    * @param {number} layer 1 to 3
    */
   constructor(parameters, layer) {
-    this.parameters = parameters;
+    super(parameters, STREAMS[layer] - STREAMS[layer - 1]);
     this.layer = layer;
     /** First stream of the layer. */
     this.first = STREAMS[layer - 1];
-    /** Streams of the layer. */
-    this.width = STREAMS[layer] - this.first;
-    this.coder = new Coder();
-    this.values = new Int32Array(this.width * ROWS);
-    this.magnitudes = new Int32Array(this.width * ROWS);
-    this.done = 0;
   }
 
   /** @param {Uint8Array} bytes the chunk */
   start(bytes) {
     const { length, logStates } = parseLayerHead(bytes);
     this.coder.start(bytes, LAYER_HEAD_BYTES, length, logStates);
-    this.values.fill(0, 0, this.width * WINDOW);
-    this.magnitudes.fill(0, 0, this.width * WINDOW);
-    this.done = 0;
-  }
-
-  /**
-   * The next block of Gaussians: rows WINDOW.. of `values`.
-   * @param {number} size as many as `TileDecoder.next` gave, 0 at the end
-   * @param {Int32Array} links
-   */
-  next(size, links) {
-    if (size === 0) {
-      this.coder.finish();
-      return;
-    }
-    if (this.done) {
-      this.values.copyWithin(0, this.width * BLOCK);
-      this.magnitudes.copyWithin(0, this.width * BLOCK);
-    }
-    this.decodeBlock(size, links);
-    this.coder.check();
-    this.done += size;
+    this.reset();
   }
 
   /**
@@ -544,9 +566,8 @@ export class LayerDecoder {
    * @param {Int32Array} links
    */
   decodeBlock(size, links) {
-    const { first, starts, maps, bases, modes, bias, shCoefficients } = this.parameters;
-    const { values, magnitudes, coder, width, done } = this;
-    const firstStream = this.first;
+    const { bias, shCoefficients } = this.parameters;
+    const { values, magnitudes, width, done } = this;
     for (let i = 0; i < size; i++) {
       const link = links[done + i];
       const out = width * (WINDOW + i);
@@ -555,35 +576,19 @@ export class LayerDecoder {
       const c = out - width * (1 + ((link >> 8) & 15));
       const d = out - width * (1 + ((link >> 12) & 15));
       const e = link >> 16;
-      const most = 134217728 >> e;
       let m1 = 0;
       let m2 = 0;
       for (let w = 0; w < width; w++) {
-        const s = firstStream + w;
+        const s = this.first + w;
         const nearest = values[a + w];
         const mean = (nearest + values[b + w] + values[c + w] + values[d + w]) >> 2;
-        let total = bias[s] + shCoefficients[2 * s] * mean + shCoefficients[2 * s + 1] * nearest;
-        total = Math.floor(total / 4096);
-        if (total > LIMIT) total = LIMIT;
-        else if (total < -LIMIT) total = -LIMIT;
-
-        let near = (magnitudes[a + w] + magnitudes[b + w] + magnitudes[c + w] + magnitudes[d + w]) >> e;
-        near = (near | ((255 - near) >> 31)) & 255;
-        let own = (2 * (m1 + m2)) >> e;
-        own = (own | ((255 - own) >> 31)) & 255;
-        const mode = modes[s];
-        const cell = bases[16 * s + e] + NEAR_CELLS[mode + near] + OWN_CELLS[mode + own];
-        let r = coder.value(first, starts, maps[cell]);
-        if (r > most) r = most;
-        else if (r < -most) r = -most;
-        r <<= e;
-        const v = total + r;
-        values[out + w] = v > LIMIT ? LIMIT : v < -LIMIT ? -LIMIT : v;
+        const total = bias[s] + shCoefficients[2 * s] * mean + shCoefficients[2 * s + 1] * nearest;
+        const near = magnitudes[a + w] + magnitudes[b + w] + magnitudes[c + w] + magnitudes[d + w];
+        this.step(s, e, total, near, m1 + m2, out + w);
         m2 = m1;
-        m1 = (r ^ (r >> 31)) - (r >> 31);
-        magnitudes[out + w] = m1;
+        m1 = magnitudes[out + w];
       }
-      coder.check();
+      this.coder.check();
     }
   }
 }

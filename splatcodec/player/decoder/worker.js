@@ -50,11 +50,8 @@ function answering(post) {
       await streams.get(args[0])?.return();
       return void streams.delete(args[0]);
     }
-    if (ask === "decode") return target.decode(args[0]);
-    if (ask === "meta") return target.meta();
-    if (ask === "boxes") return target.boxes();
-    files.delete(file);
-    return target.close();
+    if (ask === "close") files.delete(file);
+    return /** @type {any} */ (target)[ask](...args);
   }
 
   return async (/** @type {Question} */ question) => {
@@ -71,23 +68,20 @@ function answering(post) {
   };
 }
 
-/** A file that is open in a worker. */
+/**
+ * What is known of an open file.
+ * @typedef {Pick<SplcFile, "version" | "size" | "numGaussians" | "features" | "shDegree" | "parts" | "levels">} Facts
+ */
+
+/** A file that is open in a worker; `openInWorker` adds its facts. */
 class RemoteFile {
   /**
    * @param {Remote} remote
    * @param {number} file
-   * @param {Pick<SplcFile, "version" | "size" | "numGaussians" | "features" | "shDegree" | "parts" | "levels">} facts
    */
-  constructor(remote, file, facts) {
+  constructor(remote, file) {
     this.remote = remote;
     this.file = file;
-    this.version = facts.version;
-    this.size = facts.size;
-    this.numGaussians = facts.numGaussians;
-    this.features = facts.features;
-    this.shDegree = facts.shDegree;
-    this.parts = facts.parts;
-    this.levels = facts.levels;
   }
 
   /** @param {Selection} [selection] @returns {ReturnType<SplcFile["decode"]>} */
@@ -185,7 +179,7 @@ const remotes = new WeakMap();
  * @param {ArrayBuffer | ArrayBufferView | Blob | string | URL} input bytes are copied
  * @param {{ worker?: Worker, onNotice?: (notice: string) => void }} [options] `worker`: one that loads this module, to
  *     share it between files or to end it with `terminate`
- * @returns {Promise<RemoteFile>}
+ * @returns {Promise<RemoteFile & Facts>}
  */
 export async function openInWorker(input, { worker, onNotice } = {}) {
   worker ??= new Worker(new URL("./worker.js", import.meta.url), { type: "module" });
@@ -195,7 +189,7 @@ export async function openInWorker(input, { worker, onNotice } = {}) {
   if (typeof input === "string") input = new URL(input, globalThis.location?.href).href;
   if (input instanceof URL) input = input.href;
   const { id, answer } = remote.ask(0, "open", [input], onNotice);
-  return new RemoteFile(remote, id, await answer);
+  return Object.assign(new RemoteFile(remote, id), /** @type {Facts} */ (await answer));
 }
 
 const scope = /** @type {any} */ (globalThis);
