@@ -721,3 +721,49 @@ def test_video_groups_are_in_the_same_file(moving: TestScene, tmp_path: Path) ->
     hurt[entry.offset + entry.length // 2] ^= 255
     with reopened(bytes(hurt)) as scene, pytest.raises(SplatCodecError, match="checksum"):
         scene.frame(4)
+
+
+def test_video_codecs_bitrates_and_planes(
+    moving: TestScene, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    av = pytest.importorskip("av")
+    rng = np.random.default_rng(3)
+    scene = sample_scene(400).with_sh_degree(0)
+    # Sizes that change without rule are what the video is for.
+    frames = [
+        scene.replaced(scales=scene.scales + rng.normal(0, 0.2, scene.scales.shape).astype(np.float32))
+        for _ in range(6)
+    ]
+    path = tmp_path / "v.splc"
+    strings = {"h264": "avc1.", "hevc": "hvc1.", "av1": "av01."}
+    for codec, begins in strings.items():
+        try:
+            av.CodecContext.create({"h264": "libx264", "hevc": "libx265", "av1": "libsvtav1"}[codec], "w")
+        except Exception:
+            with pytest.raises(SplatCodecError, match="encoder"):
+                api.compress_sequence(frames, path, group=3, profile="video", video_codec=codec, overwrite=True)
+            continue
+        api.compress_sequence(
+            frames, path, group=3, profile="video", video_codec=codec, target_bitrate=120_000, overwrite=True
+        )
+        with api.open_moving(path) as decoded:
+            sizes = [group.length for group in decoded.groups]
+            assert decoded[4].num_gaussians > 300
+        assert max(sizes) <= 120_000 * 3 / 30
+        folder = tmp_path / codec
+        code, text, _ = run("decompress", path, folder, "--planes", "--json", capsys=capsys)
+        assert code == 0
+        videos = json.loads(text)["videos"]
+        assert [video["file"] for video in videos] == ["group_00000.mp4", "group_00001.mp4"]
+        assert all(video["codec"].startswith(begins) for video in videos)
+        with av.open(str(folder / "group_00001.mp4")) as container:
+            pictures = list(container.decode(video=0))
+        assert (len(pictures), pictures[0].width) == (3, videos[1]["width"])
+    with pytest.raises(ParameterError, match="one profile"):
+        api.compress_sequence(frames, path, profile="auto", target_bitrate=1000, overwrite=True)
+    with pytest.raises(ParameterError, match="vp9"):
+        api.compress_sequence(frames, path, profile="video", video_codec="vp9", overwrite=True)
+    with pytest.raises(ParameterError, match="does not fit"):
+        api.compress_sequence(frames[:2], path, profile="video", target_bitrate=500, overwrite=True)
+    api.compress_sequence(frames[:2], path, effort=1, overwrite=True)
+    assert run("decompress", path, tmp_path / "none", "--planes", capsys=capsys)[0] == 2

@@ -50,12 +50,17 @@ def add_compress_options(parser: argparse.ArgumentParser) -> None:
         choices=("motion", "video", "auto"),
         help="how groups are coded: motion (default), video for a phone's video decoder, auto = the smaller",
     )
+    group.add_argument(
+        "--video-codec",
+        choices=("h264", "hevc", "av1"),
+        help="of --profile video: h264 (default), which every phone decodes; hevc and av1 where devices have them",
+    )
     group.add_argument("--target-bitrate", type=size_bytes, metavar="BYTES", help="bytes a second not to exceed")
     group.add_argument("--count", type=positive_int, metavar="N", help="frames to take of a source that has no number")
     group.add_argument("--append", action="store_true", help="go on with the moving scene that OUT.splc holds")
 
 
-_MOVING_ONLY = ("fps", "group", "keep", "profile", "target_bitrate", "count", "append")
+_MOVING_ONLY = ("fps", "group", "keep", "profile", "video_codec", "target_bitrate", "count", "append")
 _STILL_ONLY = (
     "lossless",
     "reorder",
@@ -94,7 +99,7 @@ def compress(args: argparse.Namespace, console: Console) -> int:
     """Compress frames into `args.output`."""
     from .. import api
 
-    names = ("quality", "target_psnr", "target_bitrate", "effort", "prune", "group", "keep", "profile")
+    names = ("quality", "target_psnr", "target_bitrate", "effort", "prune", "group", "keep", "profile", "video_codec")
     options = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     report = api.compress_sequence(
         args.input,
@@ -179,6 +184,8 @@ def decompress(args: argparse.Namespace, console: Console) -> int:
     wrong = [name for name in _PART_OPTIONS if getattr(args, name, None) is not None]
     if wrong:
         raise ParameterError(f"--{wrong[0].replace('_', '-')} is not for moving scenes", file=args.input)
+    if args.planes:
+        return _export_planes(args, console)
     started = time.perf_counter()
     start, stop, step = args.frames or (0, None, 1)
     suffix = ".ply"
@@ -211,6 +218,38 @@ def decompress(args: argparse.Namespace, console: Console) -> int:
     for line in damage:
         console.error(f"left out: {line}")
     return ExitCode.CHECK_FAILED if damage else ExitCode.OK
+
+
+def _export_planes(args: argparse.Namespace, console: Console) -> int:
+    """Write the video of each group as an MP4, to be looked at."""
+    from .. import api
+    from ..errors import ParameterError
+    from ..files import atomic_folder
+    from ..sequence.file import VIDEO
+    from ..sequence.video import stored_video
+    from ..sequence.video_stream import write_mp4
+
+    given = [name for name in ("format", "frames", "keep_going") if getattr(args, name)]
+    if given:
+        raise ParameterError(f"--{given[0].replace('_', '-')} is not for --planes")
+    written: list[dict[str, Any]] = []
+    with api.open_moving(args.input) as scene, atomic_folder(args.output, args.overwrite) as folder:
+        for entry in scene.groups:
+            container, head = scene.sequence.read_group(entry)
+            stream = stored_video(container) if head.coding == VIDEO else None
+            if stream is None:
+                continue
+            name = f"group_{entry.number:05}.mp4"
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(write_mp4([stream], scene.sequence.rate))
+            written.append({"file": name, "codec": stream.codec_string, "width": stream.width, "height": stream.height})
+        if not written:
+            raise ParameterError("no group has a video", file=args.input, hint="compress with --profile video")
+    if args.json:
+        console.json({"file": args.output, "videos": written})
+    else:
+        console.summary(f"{args.output}: {len(written)} videos of {len(scene.groups)} groups")
+    return ExitCode.OK
 
 
 def describe(path: str, with_groups: bool) -> tuple[dict[str, Any], list[str]]:

@@ -72,6 +72,7 @@ class MotionOptions:
         keep: groups that use one base before a new one is made.
         nodes: look for rigid nodes; they are kept where they save at least 15 %.
         profile: "motion", "video" (for video decoders), or "auto", the smaller of them.
+        video_codec: of the profile video: "h264", which every phone decodes, "hevc" or "av1".
     """
 
     quality: float = 60.0
@@ -83,6 +84,7 @@ class MotionOptions:
     keep: int = 8
     nodes: bool = True
     profile: str = "motion"
+    video_codec: str = "h264"
 
     def __post_init__(self) -> None:
         self.lossy()
@@ -90,6 +92,10 @@ class MotionOptions:
             raise ParameterError(f"{self.group} frames a group, expected 1 to 256", field="group")
         if self.profile not in ("motion", "video", "auto"):
             raise ParameterError(f"unknown profile {self.profile!r}", field="profile", hint="motion, video, auto")
+        if self.video_codec not in ("h264", "hevc", "av1"):
+            raise ParameterError(f"unknown codec {self.video_codec!r}", field="video_codec", hint="h264, hevc, av1")
+        if self.target_bitrate is not None and self.profile == "auto":
+            raise ParameterError("a bitrate is met by one profile", field="target_bitrate", hint="motion or video")
         if self.keep < 1:
             raise ParameterError(f"a base for {self.keep} groups, expected 1 or more", field="keep")
         if self.target_bitrate is not None and (self.target_psnr is not None or not self.target_bitrate > 0):

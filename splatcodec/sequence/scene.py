@@ -127,10 +127,13 @@ class Recorder:
         if self.options.profile != "motion":
             from .video import VideoEncoder
 
-            if self.options.target_bitrate is not None:
-                raise ParameterError("a bitrate can be met by the profile motion only", field="target_bitrate")
-            wanted = self.options.lossy().wanted_psnr_db
-            self._video = VideoEncoder(wanted, rate, prune=self.options.prune)
+            self._video = VideoEncoder(
+                self.options.lossy().wanted_psnr_db,
+                rate,
+                bytes_a_second=self.options.target_bitrate,
+                prune=self.options.prune,
+                codec=self.options.video_codec,
+            )
         self._frames: list[tuple[Any, Gaussians]] = []
         self._degree: int | None = None
         self._cut = False

@@ -40,7 +40,16 @@ from ..render.cpu import render
 from ..render.kernel import kernel
 from .video_planes import GroupReader, PlaneOptions, VideoGroup, VideoOptions, encode_group, encode_group_to_error
 
-__all__ = ["HEAD_BYTES", "SceneGroup", "SceneGroupReader", "SceneOptions", "encode_scene_group", "encode_scene_to_psnr"]
+__all__ = [
+    "HEAD_BYTES",
+    "SLOPES",
+    "SceneGroup",
+    "SceneGroupReader",
+    "SceneOptions",
+    "encode_scene_group",
+    "encode_scene_to_psnr",
+    "measured_contributions",
+]
 
 _HEAD = struct.Struct("<BBH3d6f")
 #: Of a group; its planes follow.
@@ -53,7 +62,8 @@ _ALPHA_LEVELS = 1020
 _ALPHA_SHIFT = 1
 #: What a coarser video may cost, dB.
 QP_LOSS_DB = 0.1
-_SLOPES = (1e-6, 100.0)
+#: Of `SceneOptions.slope`.
+SLOPES = (1e-6, 100.0)
 
 
 @dataclass(frozen=True)
@@ -237,7 +247,7 @@ def encode_scene_to_psnr(
     tried: list[tuple[float, float, SceneGroup, SceneOptions]] = []
     slope = options.slope
     for _ in range(max(trials, 1)):
-        options = replace(options, slope=float(np.clip(slope, *_SLOPES)))
+        options = replace(options, slope=float(np.clip(slope, *SLOPES)))
         group = encode_scene_group(frames, options, measured=measured)
         options = replace(options, qp=group.planes.qp)  # nearly the same at every slope
         tried.append((judge.psnr_db(SceneGroupReader(group.payload)), math.log2(options.slope), group, options))

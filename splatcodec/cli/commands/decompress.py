@@ -50,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames", type=moving.frame_range, metavar="A:B", help="of a moving scene frames A to B - 1, also A:B:STEP"
     )
+    parser.add_argument(
+        "--planes",
+        action="store_true",
+        help="of a moving scene with --profile video: its planes as MP4, a file a group",
+    )
     add_threads(parser)
     add_overwrite(parser)
     add_json(parser, "what was done")
@@ -62,8 +67,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     if api.is_moving(args.input):
         return moving.decompress(args, console)
-    if args.frames:
-        raise ParameterError("--frames is for moving scenes", file=args.input)
+    if args.frames or args.planes:
+        raise ParameterError(f"--{'frames' if args.frames else 'planes'} is for moving scenes", file=args.input)
     started = time.perf_counter()
     damage: list[str] = []
     part = {
