@@ -494,6 +494,7 @@ def test_balancing_makes_what_only_bad_views_show_finer(scene: Gaussians) -> Non
     shifts = [np.median(other[row > 0].astype(int) - row[row > 0]) for row, other in zip(seen.codes, views.codes)]
     assert np.abs(shifts - 8 * np.log2(errors / errors.mean())).max() <= 0.51
     few, _ = balanced(measured, seen, 1.0, 2.0)
+    assert np.isclose(np.mean(measured.sum_weight2[total > 0] / few.sum_weight2[total > 0]), 1.0)
     concentrated = (weights > 0).sum(0) == 1
     if concentrated.any():  # what one view shows gains most by the norm
         gain = few.sum_weight2[total > 0] / sums.sum_weight2[total > 0]

@@ -71,6 +71,8 @@ def balanced(
     shifts = np.clip(shifts, -_MOST_SHIFT, _MOST_SHIFT).astype(np.int64)
     factors = _weighted_share(seen.codes, table, 2.0 ** (shifts / _OCTAVE), norm)
     factors /= np.mean(2.0 ** (shifts / _OCTAVE))
+    if norm != 1.0:  # which makes all sums larger: keep what they predict of the error at a slope
+        factors *= np.mean(1.0 / factors[measured.sum_weight2 > 0])
     other = ViewWeights((), 0)
     other.centers = seen.centers
     moved = np.clip(seen.codes.astype(np.int16) + shifts[:, None].astype(np.int16), 1, 255)
