@@ -108,7 +108,8 @@ def _random_motion(base: Any, frames: int, rng: np.random.Generator) -> list[Chu
         quantize_tracks(
             parameters.counts, parameters.components, parameters.columns, parameters.weights, tile.coded.neighbors,
             exponents, motion.nodes, motion.masks, rng.normal(size=motion.coefficients.shape) * 60,
-            np.full((count, 6), 0.5), motion.coefficients, magnitudes, residuals, np.zeros((max(total, 1) * CELLS, ALPHABET), np.int64),
+            np.full((count, 6), 0.5), motion.coefficients, magnitudes, residuals,
+            np.zeros((max(total, 1) * CELLS, ALPHABET), np.int64),
         )  # fmt: skip
         payload, _ = encode_trajectories(parameters, motion, magnitudes, residuals, exponents, tile.coded.neighbors)
         chunks.append(Chunk("TRAJ", payload, level=1, tile=tile.number, count=count))
