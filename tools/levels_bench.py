@@ -5,7 +5,7 @@
     python tools/levels_bench.py --write-docs .cache/levels                # docs/levels.md and docs/levels.svg
 
 A scene is a 3DGS PLY: a path, or the name of one in `.cache/scenes` (tools/peers.py --scenes). Each is compressed at
-default settings; then the same plan (same slope K) is written with one level and no thumbnail, so that the difference
+default settings; the same plan (slope, classes) is written in one level without a thumbnail too, so that the difference
 in bytes is what levels, their chunks and checksums cost. Pictures: `metrics.compare` over the 24 evaluation views.
 """
 
@@ -18,6 +18,8 @@ import json
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,43 +44,27 @@ def scene_path(name: str) -> Path:
     return path if path.suffix else ROOT / ".cache" / "scenes" / f"{name}.ply"
 
 
-def encode_both(scene: Gaussians) -> tuple[bytes, bytes, dict[str, float]]:
-    """The file at default settings, the same plan in one level, and seconds."""
-    slopes: list[float] = []
-    tried: dict[int, float] = {}
-    real_plan = encoder.make_plan
-
-    def remember(gaussians: Gaussians, measured: Any, slope: float, *rest: Any) -> Any:
-        slopes.append(slope)
-        return real_plan(gaussians, measured, slope, *rest)
-
+def encode_both(scene: Gaussians) -> tuple[bytes, int, dict[str, float]]:
+    """The file at default settings, the bytes of the same plan in one level, and seconds."""
+    tried: list[tuple[Any, ...]] = []
     real_tiles = encoder.encode_tiles
 
     def note(gaussians: Gaussians, plan: Any, levels: Any, pool: Any) -> Any:
         encoded = real_tiles(gaussians, plan, levels, pool)
-        tried[id(encoded)] = slopes[-1]
-        kept.append(encoded)
+        tried.append((encoded, gaussians, plan, levels))
         return encoded
 
-    kept: list[Any] = []
     start = time.perf_counter()
-    with mock.patch.object(encoder, "make_plan", remember), mock.patch.object(encoder, "encode_tiles", note):
+    with mock.patch.object(encoder, "encode_tiles", note):
         file = splatcodec.compress(scene)
     seconds = {"compress": time.perf_counter() - start}
-    # The trial that was written is the one with the file's Gaussians and bytes.
+    # The trial that was written is the one with the file's chunks.
     with splatcodec.open(file) as opened:
-        size = max(e.length for e in opened.container.of_type("TILE"))
-    best = next(e for e in kept if max(len(c.payload) for c in e.chunks if c.type == "TILE") == size)
-    slope = tried[id(best)]
-    once = {e: encoder.Effort(v.pixels, v.views, 1, 0) for e, v in encoder._EFFORTS.items()}
-    with (
-        mock.patch.object(encoder, "_EFFORTS", once),
-        mock.patch.object(encoder, "_first_slope", return_value=np.float64(slope)),
-    ):
-        flat = splatcodec.compress(scene, levels=False)
-        again = splatcodec.compress(scene)
-    assert len(again) == len(file), "the plan could not be made again"
-    return file, flat, seconds
+        sizes = [e.length for e in opened.container.of_type("TILE")]
+    best = next(t for t in tried if [len(c.payload) for c in t[0].chunks if c.type == "TILE"] == sizes)
+    with ThreadPoolExecutor() as pool:
+        flat = real_tiles(best[1], best[2], replace(best[3], levels=False), pool)
+    return file, len(file) - best[0].size_bytes + flat.size_bytes, seconds
 
 
 def measure(name: str, num_views: int, size_px: int) -> dict[str, Any]:
@@ -107,8 +93,8 @@ def measure(name: str, num_views: int, size_px: int) -> dict[str, Any]:
         "num_gaussians": len(scene),
         "sh_degree": scene.sh_degree,
         "size_bytes": len(file),
-        "flat_bytes": len(flat),
-        "cost": len(file) / len(flat) - 1,
+        "flat_bytes": flat,
+        "cost": len(file) / flat - 1,
         "levels": top,
         "prefixes": rows,
         "seconds": seconds,
@@ -179,12 +165,13 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 def write_docs(results: list[dict[str, Any]], commit: str) -> None:
     """docs/levels.md."""
+    views, size_px = results[0]["views"], results[0]["size_px"]
     text = f"""# Levels of detail: what a part of a file shows, and what levels cost
 
 Made by `tools/levels_bench.py` at commit {commit}. A file is read in order: after each group of chunks the scene is
-drawn from what is there, over the 24 evaluation views at 512 px. "SH layers 2" = the first two of three layers of the
-level's SH components have arrived. Coverage: the sum of alpha over a view, beside the whole scene's. The cost of levels
-is beside the same scene and precision written in one level, without a thumbnail.
+drawn from what is there, over {views} evaluation views at {size_px} px. "SH layers 2" = the first two of three layers
+of the level's SH components have arrived. Coverage: the sum of alpha over a view, beside the whole scene's. The cost
+of levels is beside the same scene and precision written in one level, without a thumbnail.
 
 {summary(results)}
 
@@ -214,6 +201,7 @@ def main() -> None:
         return
     for name in arguments.scenes:
         result = measure(name, arguments.views, arguments.size_px)
+        result |= {"views": arguments.views, "size_px": arguments.size_px}
         result |= {"commit": commit, "date": datetime.date.today().isoformat()}
         results = [r for r in results if r["scene"] != name] + [result]
         path.write_text(json.dumps(results, indent=1))

@@ -325,8 +325,8 @@ export function makeFile(seed, filler = 0) {
     const last = rng.int(1, 3);
     for (let level = first; level <= last; level++) {
       const full = level === 0 || level === last;
-      const look = () => [rng.int(-2000, 2000), rng.int(1, 4000)];
-      const options = full ? {} : { looks: [...look(), ...look()] };
+      const own = full ? [] : [rng.int(-2000, 2000), rng.int(1, 4000)];
+      const options = full ? {} : { looks: [...own, -own[0] >> 1, 5000 - own[1]] };
       const layers = rng.pick([3, 3, rng.int(0, 3)]);
       const made = makeTile(rng, p, { ...options, layers, limit: large ? 3000 : rng.pick([40, 40, 40, 500]) });
       levels.push(...made.map((chunk) => ({ ...chunk, level, tile })));
