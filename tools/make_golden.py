@@ -261,7 +261,7 @@ CASES: dict[str, Case] = {
     "lossy-extras": Case("side arrays of all kinds beside a lossy scene", _with_extras),
     "learned-geometry": Case(
         "log scales and quaternions by residual vector quantization, colours by a hash grid and a network",
-        lambda: _scene(150, 2),
+        lambda: _scene(120, 2),
         parts=_geometry_and_field,
     ),
     "learned-colours": Case("colours of some Gaussians by vector quantization", lambda: _scene(60, 1), parts=_colours),
