@@ -25,6 +25,7 @@ from splatcodec.sample import sample_scene  # noqa: E402
 from splatcodec.stages.transform import covariance_factors  # noqa: E402
 from splatcodec.static.encoder import LevelPlan, encode_tiles  # noqa: E402
 from splatcodec.training.datasets import read_dataset  # noqa: E402
+from splatcodec.training.from_scene import compress_by_method  # noqa: E402
 from splatcodec.training.rate import RateModel, _count_stream, _factors, geometry_noise  # noqa: E402
 from splatcodec.training.settings import TrainSettings  # noqa: E402
 from splatcodec.training.trainer import Trainer  # noqa: E402
@@ -286,3 +287,11 @@ def test_the_command_writes_the_methods_own_file(tmp_path):
     assert facts["size_bytes"] == out.stat().st_size
     assert facts["settings"]["lmbda"] == 0.001
     assert len(splatcodec.read(out)) >= 1
+
+
+def test_a_finished_scene_is_compressed_without_photographs(tmp_path):
+    scene = blob_scene(80)
+    options = {"iterations": 40, "views": 8, "size_px": 32, "threads": 2}
+    fine, coarse = (compress_by_method(scene, "rd", settings={"lmbda": value}, **options) for value in (1e-5, 1e-3))
+    assert len(coarse) < len(fine)
+    assert 1 <= len(decoded(coarse, tmp_path)) <= len(decoded(fine, tmp_path)) <= 80

@@ -88,6 +88,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--iterations", type=positive_int, metavar="N", help="steps of --method (600), one picture each"
     )
+    parser.add_argument(
+        "--lmbda", type=float, metavar="L", help="what a bit costs --method rd: larger is smaller and worse (0.0003)"
+    )
     parser.add_argument("--drop-extras", action="store_true", help="leave out side arrays (normals, labels ...)")
     moving.add_compress_options(parser)
     add_edit_options(parser)
@@ -168,6 +171,8 @@ def _check_method(args: argparse.Namespace) -> None:
 
     if args.iterations is not None and not args.method:
         raise ParameterError("--iterations are those of --method")
+    if args.lmbda is not None and args.method != "rd":
+        raise ParameterError("--lmbda is of --method rd")
     if not args.method:
         return
     for name in ("lossless", "refine", "compact", "scheduler"):
@@ -192,9 +197,10 @@ def _by_method(source: Any, args: argparse.Namespace, console: Console) -> Compr
 
     report = api.CompressReport()
     steps = {} if args.iterations is None else {"iterations": args.iterations}
+    settings = {} if args.lmbda is None else {"lmbda": args.lmbda}
     payload = compress_by_method(
-        source, args.method, threads=args.threads, progress=console.progress, report=report, **steps,
-        **_lossy_options(args),
+        source, args.method, threads=args.threads, progress=console.progress, report=report, settings=settings,
+        **steps, **_lossy_options(args),
     )  # fmt: skip
     with atomic_write(args.output, args.overwrite) as file:
         file.write(payload)

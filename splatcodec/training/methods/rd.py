@@ -153,6 +153,8 @@ class RateDistortion(Method):
             SplatCodecError: none would be left.
         """
         self.noises += 1
+        if self.settings.strategy == "none":  # a finished scene: nothing has to grow first
+            progress = _FROM + (1.0 - _FROM) * progress
         last = int((_FREEZE - _FROM) / _EVERY + 1e-9) + 1
         due = min(int((progress - _FROM) / _EVERY + 1e-9) + 1, last) if progress >= _FROM else 0
         if due > self.fits:

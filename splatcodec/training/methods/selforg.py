@@ -60,6 +60,8 @@ class SelfOrganizing(Method):
         Raises:
             SplatCodecError: no Gaussian is more than faint.
         """
+        if self.settings.strategy == "none":  # a finished scene: nothing has to grow first
+            progress = _FROM + (1.0 - _FROM) * progress
         due = int((progress - _FROM) / _EVERY + 1e-9) + 1 if progress >= _FROM else 0
         if due <= self.sorts:
             return
