@@ -378,7 +378,7 @@ export class Player {
       if (more || moving) this.draw();
       if (!this.ready && scene.hasPicture) this.stand();
       if (!this.ready) return;
-      const rests = now - this.movedAt > REST_MS && !this.clip?.running;
+      const rests = now - this.movedAt > REST_MS && !this.clip?.wantsPlay;
       this.adapt(rests);
       const view = this.view();
       const { width, height } = this.canvas;
@@ -465,6 +465,8 @@ export class Player {
    * @param {boolean} rests
    */
   adapt(rests) {
+    // Another size empties the canvas: not while what would fill it has to wait.
+    if (this.drawing) return;
     if (this.fixed || (rests && this.phase !== "loading")) this.scale = 1;
     else if (this.gpuMs > LATE_MS) this.scale = Math.max(MIN_SCALE, this.scale * 0.85);
     else if (this.drawnAt && this.gpuMs < EARLY_MS) this.scale = Math.min(1, this.scale * 1.4);

@@ -88,7 +88,9 @@ const jobs = {
         globalThis.watch = setInterval(() => {
           const { waiting, quality, frame, playing } = player.state.clip;
           const { rate } = player.clip;
-          globalThis.log.push({ ms: Math.round(performance.now() - began), waiting, quality, frame, playing, rate });
+          const { audioLeads, audio } = player.clip;
+          const sound = audioLeads && audio && !audio.paused ? audio.currentTime : null;
+          globalThis.log.push({ ms: Math.round(performance.now() - began), waiting, quality, frame, playing, rate, sound });
           if (!playing) globalThis.took ??= performance.now() - began;
         }, 50);
       });

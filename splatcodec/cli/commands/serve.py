@@ -78,6 +78,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             )
         if not options.is_local:
             console.note("everybody who can reach this machine can see these scenes")
+            if not args.tls:
+                console.note("browsers decode moving scenes of --profile video over https only: --tls")
             if args.qr:
                 try:
                     console.note(f"for a phone in the same network:\n{qr_code(url)}")
