@@ -49,7 +49,6 @@ _FIRST_BITS = 90.0  # of a Gaussian, before there is an estimate
 _LOSS_PER_MSE = 7.5
 _VIEWS, _VIEW_PX = 48, 400
 _MASK_RATE, _LONG_RUN, _MOST_FASTER = 0.01, 30_000, 10.0
-_NOISE = 1.0  # of geometry, in steps
 _SNAPSHOT = "rate_"
 
 
@@ -113,7 +112,7 @@ class RateDistortion(Method):
             drawn |= {name: value.to(splats.device) for name, value in coder.geometry.items()}
         else:
             generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.noises)
-            drawn |= geometry_noise(exact, _NOISE * coder.steps.to(splats.device), coder.plan.steps.blur, generator)
+            drawn |= geometry_noise(exact, coder.steps.to(splats.device), coder.plan.steps.blur, generator)
         for name, value in (("sh0", found.sh0), ("shN", found.shN), ("opacity_logits", found.opacity_logits)):
             drawn[name] = exact[name] + (value.to(splats.device) - exact[name]).detach()
         if coder.geometry is None:
