@@ -308,7 +308,7 @@ def test_compress_by_method_from_the_command_line(tmp_path, capsys):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "pruned by significance" in done.stdout + done.stderr
-    assert len(api.read(out)) == 42
+    assert len(api.read(out)) == 48
     for options in (
         [*command, "--overwrite", "--quality", "50"],
         [*command, "--overwrite", "--lossless"],
@@ -319,4 +319,4 @@ def test_compress_by_method_from_the_command_line(tmp_path, capsys):
     ):
         assert main(options) == 2, options
         assert capsys.readouterr().err.strip()
-    assert len(api.read(out)) == 42
+    assert len(api.read(out)) == 48

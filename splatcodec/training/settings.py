@@ -59,7 +59,7 @@ class TrainSettings:
     mask_weight: float = 5e-4
     lmbda: float = 3e-4
     own_colours: bool = True
-    prune: float = 0.3
+    prune: float = 0.2
     smoothness: float = 1.0
     shape: bool = False
     antialiased: bool = False

@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prune",
         type=float,
         metavar="SHARE",
-        help="how many Gaussians --method lightgaussian drops, 0 to 1 (0.3)",
+        help="how many Gaussians --method lightgaussian drops, 0 to 1 (0.2)",
     )
     parser.add_argument(
         "--smoothness", type=float, metavar="W", help="how much neighbours in the grid of --method selforg count (1)"
