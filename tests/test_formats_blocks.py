@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
+import format_writers as writers
 import numpy as np
 import pytest
 
@@ -257,6 +258,50 @@ def test_memory_does_not_grow_with_the_scene(tmp_path, monkeypatch):
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert peak < scene_bytes / 2, target
+
+
+@pytest.mark.parametrize("name", ["sog", "ksplat"])
+def test_packed_scenes_stay_packed(tmp_path, monkeypatch, name):
+    """20 bytes a Gaussian of a SOG are held, centres of buckets of a .ksplat, where floats take 152 at degree 2."""
+    for module in ("ply", "sog", "ksplat"):
+        monkeypatch.setattr(f"splatcodec.formats.{module}.BLOCK_ROWS", 1 << 12)
+    count = 60_000
+    source = tmp_path / "source.ksplat"
+    if name == "sog":
+        source = writers.write_folder(tmp_path / "source", writers.random_sog(np.random.default_rng(3), count, 2))
+    else:
+        quietly(formats.write, scene_of(count, 2), source)
+    tracemalloc.start()
+    with formats.open_blocks(source) as blocks:
+        assert blocks is not None
+        quietly(formats.write_blocks, blocks, tmp_path / "out.ply")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (blocks.num_gaussians, blocks.sh_degree) == (count, 2)
+    assert peak < 0.45 * 152 * count
+    if name == "ksplat":
+        # Written: the order, then records of 72 bytes, never the floats.
+        tracemalloc.start()
+        with formats.open_blocks(tmp_path / "out.ply") as blocks:
+            assert blocks is not None
+            quietly(formats.write_blocks, blocks, tmp_path / "again.ksplat")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 1.0 * 152 * count
+
+
+def test_a_sog_is_written_from_a_file_beside_it(tmp_path, monkeypatch):
+    """What is held does not have the harmonics in it; nothing is left beside the target."""
+    seen = {}
+
+    def encoded(gaussians, **_):
+        seen["maps"] = [type(getattr(gaussians, name).base).__name__ for name in ARRAYS]
+        return {"meta.json": b"{}"}, 0
+
+    monkeypatch.setattr("splatcodec.formats._sog_encode.encode_sog", encoded)
+    quietly(formats.write_blocks, blocks_of(scene_of(1000, 2)), tmp_path / "a.sog")
+    assert seen["maps"] == ["memmap"] * len(ARRAYS)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.sog"]
 
 
 def test_a_block_is_a_whole_number_of_chunks():

@@ -30,7 +30,7 @@ _SINGLE_BITS = 3.0
 _LEAST_ENTRY_BITS = 8.0
 _PRICINGS = 2
 # Entries are found from this many rows at most; all are read in blocks of so many.
-_MOST_FITTED = 1 << 18
+_MOST_FITTED = 1 << 19
 _ROWS = 1 << 15
 
 
@@ -116,13 +116,15 @@ def fit_palette(
     """
     tell = progress or (lambda share: None)
     fitted = sample_rows(count, _MOST_FITTED)
+    share = count / len(fitted)
     rows, weights = rows_of(fitted)
+    weights = weights * share  # each stands for as many
     entries = _Entries(rows, weights, price, threads)
     # Along principal axes distances grow fast, so that most comparisons end early.
     sample = sample_rows(len(rows), SAMPLE)
     moment = (rows[sample] * weights[sample, None].astype(np.float32)).T @ rows[sample]
     basis = np.ascontiguousarray(np.linalg.eigh(moment.astype(np.float64))[1][:, ::-1].astype(np.float32))
-    fit = _fit(rows, weights, basis, entries, max_entries, rounds, lambda share: tell(0.8 * share))
+    fit = _fit(rows, weights, share, basis, entries, max_entries, rounds, lambda share: tell(0.8 * share))
     if len(fitted) < count:
         del rows, weights
         fit = _named_by_all(rows_of, count, basis, fit, entries)
@@ -142,6 +144,7 @@ class _Clusters:
 def _fit(
     rows: npt.NDArray[np.float32],
     weights: Floats,
+    share: float,
     basis: npt.NDArray[np.float32],
     entries: _Entries,
     max_entries: int,
@@ -159,8 +162,9 @@ def _fit(
     errors, rates, best = np.empty(num_nodes), np.empty(num_nodes), np.empty(num_nodes)
     labels = np.empty(count, np.int32)
     for turn in range(_PRICINGS):
-        shared = (rows, weights, members, nodes, price, entries.book, entries.bits, entries.differences, _SINGLE_BITS)
-        tasks = [(start, stop, *shared, errors, rates) for start, stop in _node_blocks(nodes)]
+        books = (entries.book, entries.bits, entries.differences)
+        shared = (rows, weights, members, nodes, price, *books, _SINGLE_BITS, share, errors, rates)
+        tasks = [(start, stop, *shared) for start, stop in _node_blocks(nodes)]
         run_threaded(kernels.price_tree, tasks, threads)
         num_entries = _label(members, nodes, errors, rates, price, max_entries, best, labels)
         means, masses = np.zeros((num_entries, size)), np.zeros(num_entries)
@@ -175,7 +179,7 @@ def _fit(
         values = np.ascontiguousarray(means.astype(np.float32) @ basis)
         if neighbors is None:
             neighbors = _neighbors(values)
-        _move(turned, weights, values, neighbors, price, _label_bits(counts), labels, threads)
+        _move(turned, weights, values, neighbors, price, share * _label_bits(counts), labels, threads)
         used = np.bincount(labels, minlength=len(means)) > 0
         if not used.all():
             labels = (np.cumsum(used) - 1).astype(np.int32)[labels]

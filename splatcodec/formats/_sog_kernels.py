@@ -500,7 +500,9 @@ def grow_tree(rows, weights, least_spread, members, nodes):
 
 
 @kernel
-def price_tree(start, stop, rows, weights, members, nodes, price, book, bits, differences, single_bits, errors, rates):
+def price_tree(
+    start, stop, rows, weights, members, nodes, price, book, bits, differences, single_bits, share, errors, rates
+):
     """What each node would cost as one palette entry.
 
     Args:
@@ -508,6 +510,7 @@ def price_tree(start, stop, rows, weights, members, nodes, price, book, bits, di
         rows: (N, 3 C) float32, colour innermost. price: squared error worth one bit.
         book, bits, differences: as for `choose_colors`.
         single_bits: of the label of an entry that has one member: labels follow the order of first use.
+        share: how many labels a row stands for.
         errors: (nodes,) float64 out, squared error. rates: (nodes,) float64 out, bits of the entry and of all labels.
     """
     size = rows.shape[1]
@@ -516,7 +519,7 @@ def price_tree(start, stop, rows, weights, members, nodes, price, book, bits, di
         first, last = nodes[node, 0], nodes[node, 1]
         error, mass = _spread(rows, weights, members, first, last, mean)
         count = last - first
-        rate = single_bits if count == 1 else count * math.log2(len(rows) / count)
+        rate = share * (single_bits if count == 1 else count * math.log2(len(rows) / count))
         for k in range(0, size, 3):
             r, g, b, _ = _cheapest_color(mean[k], mean[k + 1], mean[k + 2], mass, price, book, bits, differences, 0)
             missed = (mean[k] - book[r]) ** 2 + (mean[k + 1] - book[g]) ** 2 + (mean[k + 2] - book[b]) ** 2
