@@ -38,6 +38,7 @@ _TRIALS, _TOLERANCE_DB, _DB_PER_OCTAVE = 4, 0.3, -5.5
 # Where sizes are not in the streams, the geometry class says how large a Gaussian is; opacities have that class, too.
 _MOST_CLASSES = 6
 _OPACITY_STEP = 6
+_OCTAVES_OF_LOG = 1.0 / np.log(2.0)
 _BOX_SIGMAS = 3.0
 _NOTHING = 1e-3  # coefficients that are no Gaussian's own
 
@@ -126,13 +127,13 @@ def _neutral(scene: Gaussians, parts: LearnedParts) -> Gaussians:
 
 def _by_size(plan: Plan, scene: Gaussians, base: Gaussians) -> Plan:
     """A plan for a scene whose sizes are all the same: the class makes positions as fine as true sizes would."""
-    octaves = plan.classes[:, 0] + np.log2(np.e) * scene.scales.astype(np.float64).mean(1)
+    octaves = plan.classes[:, 0] + _OCTAVES_OF_LOG * scene.scales.astype(np.float64).mean(1)
     least = float(np.quantile(octaves, 0.02)) if len(octaves) else 0.0
     classes = plan.classes.copy()
     classes[:, 0] = np.clip(np.floor(octaves - least), 0, _MOST_CLASSES)
     if not base.sh0.any() and not base.shN.any():
         classes[:, 1] = 0
-    size = float(np.log2(np.e) * base.scales[0, 0]) if len(scene) else 0.0
+    size = float(_OCTAVES_OF_LOG * base.scales[0, 0]) if len(scene) else 0.0
     steps = replace(
         plan.steps,
         precision=int(np.clip(plan.steps.precision + round(1024 * (least - size)), -(1 << 20), 1 << 20)),
