@@ -26,8 +26,7 @@ MAX_CLASS = 15
 # Base units of the streams, in steps: points of a quantizer are two units apart, and a trellis of 8 states gives them
 # the error that steps 0.89 times as large have alone.
 _UNIT = 0.56
-# Classes of merged Gaussians below the coarsest, geometry and colour: without and with SH coefficients.
-_THUMBNAIL_FINER = ((0, 2), (0, 3))
+_THUMBNAIL_FINER = 2  # classes by which colours of merged Gaussians are below the coarsest; their geometry is at it
 
 
 @dataclass(frozen=True)
@@ -232,8 +231,7 @@ def make_plan(
     if len(pixel):
         steps = replace(steps, blur=float(np.float32(tuning.blur_px * np.quantile(pixel, 0.05))))
     classes = np.stack([geometry_class, color_class], 1).astype(np.int32)
-    finer = _THUMBNAIL_FINER[gaussians.sh_degree > 0]
-    coarse = max(top - finer[0], 0), max(_top_class(tuning.color_top, color_base) - finer[1], 0)
+    coarse = top, max(_top_class(tuning.color_top, color_base) - _THUMBNAIL_FINER, 0)
     bit_price = slope**2 * float(np.log(2) / 18 / max(c.sum_weight.sum(), 1.0))
     return Plan(
         rows, classes, steps, color, view_weights, tuning.direction_ridge, bit_price=bit_price, thumbnail_classes=coarse

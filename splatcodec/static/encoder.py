@@ -357,7 +357,7 @@ _IMPORTANCE_SEED, _REFIT_SEED, _LOOK_SEED = 0, 2, 3
 _REFIT_PX, _REFIT_STEPS = 256, 5
 _TOLERANCE_DB = 0.25
 # How much Gaussians of level 1 count in the thumbnail, which is shown below them later: without and with SH.
-_SHARE_OF_FIRST = (0.5, 0.2)
+_SHARE_OF_FIRST = (1.0, 0.2)
 _MAX_REFINED_TRIALS = 3  # each one is minutes of fitting, and begins near its goal
 _DEFAULT_TUNING = Tuning()
 _LARGE_SCENE = 400_000  # a trial takes long: half the views, at most two trials below effort 7
