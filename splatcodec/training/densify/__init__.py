@@ -1,7 +1,7 @@
 """Where Gaussians are added and taken away while a scene is trained: one strategy a module, found without a list.
 
 >>> sorted(strategies())
-['adc', 'errors', 'mcmc']
+['adc', 'errors', 'mcmc', 'none']
 """
 
 from __future__ import annotations
