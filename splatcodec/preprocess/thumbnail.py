@@ -18,6 +18,7 @@ __all__ = ["cluster", "merged", "thumbnail_of"]
 Floats = npt.NDArray[np.float64]
 _COLOR_WEIGHT = 0.3  # of a colour difference of 1 against a distance of one scene radius
 _LEAST_ALPHA, _MOST_ALPHA = 0.02, 0.95
+_BLOCK = 65_536  # rows whose covariances are in memory at once
 
 
 def thumbnail_of(gaussians: Gaussians, weights: Floats, count: int) -> Gaussians:
@@ -34,7 +35,8 @@ def thumbnail_of(gaussians: Gaussians, weights: Floats, count: int) -> Gaussians
     rows = np.flatnonzero(weights > 0)
     if not len(rows):
         rows, weights = np.arange(len(gaussians)), np.ones(len(gaussians))
-    seen, weights = gaussians.selected(rows), weights[rows]
+    seen = gaussians if len(rows) == len(gaussians) else gaussians.selected(rows)
+    weights = weights[rows]
     colors = np.clip(SH_C0 * seen.sh0[:, 0].astype(np.float64), -1.0, 1.0)
     features = np.concatenate([_contracted(seen.means), _COLOR_WEIGHT * colors], 1)
     return merged(seen, weights, cluster(features, weights, count))
@@ -180,7 +182,7 @@ def merged(gaussians: Gaussians, weights: Floats, labels: npt.NDArray[np.int64])
     count = int(labels.max(initial=-1)) + 1
     total = np.bincount(labels, weights, count)
 
-    def mean(values: Floats) -> Floats:
+    def mean(values: npt.NDArray[np.floating]) -> Floats:
         means: Floats = np.empty((count, *values.shape[1:]))
         for index in np.ndindex(*values.shape[1:]):
             column = (slice(None), *index)
@@ -189,12 +191,17 @@ def merged(gaussians: Gaussians, weights: Floats, labels: npt.NDArray[np.int64])
 
     x = gaussians.means.astype(np.float64)
     centers = mean(x)
-    half = rotation_matrices(unit_quats(gaussians.quats)) * np.exp(gaussians.scales.astype(np.float64))[:, None, :]
-    sigma = half @ half.transpose(0, 2, 1)
-    offset = x - centers[labels]
-    sigma += offset[:, :, None] * offset[:, None, :]
     upper = np.triu_indices(3)
-    covariances = mean(sigma[:, upper[0], upper[1]])
+    moments: Floats = np.empty((len(x), 6))
+    for begin in range(0, len(x), _BLOCK):
+        block = slice(begin, begin + _BLOCK)
+        linear = np.exp(gaussians.scales[block].astype(np.float64))
+        half = rotation_matrices(unit_quats(gaussians.quats[block])) * linear[:, None, :]
+        sigma = half @ half.transpose(0, 2, 1)
+        offset = x[block] - centers[labels[block]]
+        sigma += offset[:, :, None] * offset[:, None, :]
+        moments[block] = sigma[:, upper[0], upper[1]]
+    covariances = mean(moments)
     smallest = 1e-3 * float(np.sqrt(np.median(covariances[:, [0, 3, 5]]))) or 1e-30
     quats, scales = np.empty((count, 4), np.float32), np.empty((count, 3), np.float32)
     decompose_covariance(covariances, smallest, quats, scales)
@@ -202,7 +209,7 @@ def merged(gaussians: Gaussians, weights: Floats, labels: npt.NDArray[np.int64])
     alphas = np.clip(area / np.maximum(_area(scales), 1e-300), _LEAST_ALPHA, _MOST_ALPHA)
     opacities = np.empty(count, np.float32)
     logits(alphas, opacities)
-    sh0, shN = mean(gaussians.sh0.astype(np.float64)), mean(gaussians.shN.astype(np.float64))
+    sh0, shN = mean(gaussians.sh0), mean(gaussians.shN)
     return Gaussians(
         centers.astype(np.float32), quats, scales, opacities, sh0.astype(np.float32), shN.astype(np.float32),
         metadata=gaussians.metadata,
