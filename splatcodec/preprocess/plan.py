@@ -142,7 +142,7 @@ class Tuning:
     bits_sh: float = 0.67
     blur_px: float = 0.5
     weight_exponent: float = 0.5
-    direction_ridge: float = 0.4
+    direction_ridge: float = 0.7
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Plan:
     steps: Steps
     color_weights: Floats
     view_weights: ViewWeights | None = None
-    direction_ridge: float = 0.4
+    direction_ridge: float = 0.7
     mixing: bool = False
     bit_price: float = 0.0
     thumbnail_classes: tuple[int, int] = (0, 0)
