@@ -8,7 +8,7 @@ from splatcodec.gaussians import Gaussians
 from splatcodec.render import contribution
 from splatcodec.render.camera import encoder_cameras, look_at
 from splatcodec.render.color_operator import ColorOperator, view_directions
-from splatcodec.render.contribution import contributions
+from splatcodec.render.contribution import contributions, restoration
 from splatcodec.render.cpu import render
 from splatcodec.render.projection import project
 from splatcodec.render.sh import sh_basis
@@ -59,6 +59,36 @@ def test_removal_error_is_what_removal_costs():
             for camera, picture in zip(cameras, whole)
         )
         assert result.removal_error[index] == pytest.approx(cost, rel=1e-3, abs=1e-7)
+
+
+def test_restoration_is_what_drawing_again_mends():
+    scene = random_scene(40, sh_degree=1)
+    kept = np.arange(40) % 3 > 0
+    cameras = encoder_cameras(scene, num_views=2, size_px=50)
+    found = restoration(scene, kept, cameras)
+    assert np.array_equal(found, restoration(scene, kept, cameras, num_threads=3))
+    assert not found[kept].any()
+
+    def error(drawn, camera, whole):
+        picture = render(scene.selected(drawn), camera, background=GREY).rgb
+        covered = np.mean(whole.alpha > 0.05)
+        return float(((picture - whole.rgb).astype(np.float64) ** 2).sum()) / covered
+
+    wholes = [render(scene, camera, background=GREY) for camera in cameras]
+    for index in np.flatnonzero(~kept):
+        back = kept.copy()
+        back[index] = True
+        mended = sum(error(kept, c, w) - error(back, c, w) for c, w in zip(cameras, wholes))
+        assert found[index] == pytest.approx(mended, rel=2e-3, abs=1e-5)
+
+
+def test_what_two_in_one_place_hide_is_missed_once_both_are_gone():
+    twins = random_scene(1)
+    twins = twins.selected(np.zeros(2, np.int64)).replaced(opacities=np.full(2, 4.0, np.float32))
+    cameras = encoder_cameras(twins, num_views=4, size_px=50)
+    alone = contributions(twins, cameras, equalize=True).removal_error
+    missed = restoration(twins, np.zeros(2, np.bool_), cameras)
+    assert (missed > 5 * alone).all()  # at their rims they hide less
 
 
 def test_sensitivities_follow_their_definition():

@@ -302,6 +302,8 @@ ABLATIONS: tuple[Ablation, ...] = (
              measured=_weight_pruning),
     Ablation("pruning as for one", "the removal error allowed does not fall with what is gone around a Gaussian",
              tuning={"prune_weight": 1e9}),
+    Ablation("nothing comes back", "what left-out Gaussians would mend together is not looked at",
+             replaced=[(encoder, "_ROUNDS", lambda original: ())], tuning={"prune_checked": Tuning.prune}),
     Ablation("views all alike", "bad views count as much as others, whatever the worst is",
              replaced=[(encoder, "_BALANCES", lambda original: ((0.0, 1.0),))]),
     Ablation("unseen dropped", "Gaussians that no view saw are left out", options={"drop_unseen": True}),

@@ -119,6 +119,8 @@ class Tuning:
         geometry, color, sh: multiples of K for the attribute groups.
         prune: removal error at which a Gaussian is dropped, over the error its bits would buy elsewhere; below 1
             because removal errors of neighbours do not simply add.
+        prune_checked: the same where it is found out which of those left out are missed, ...
+        restore: ... that is when drawing it alone again would mend more than this over the error its bits would buy.
         prune_weight: share of all blending weight at whose removal `prune` is halved: the more is gone around a
             Gaussian, the more its own removal costs.
         bits_kept, bits_sh: bits a kept Gaussian costs, for pruning: without SH, and for each SH coefficient.
@@ -137,6 +139,8 @@ class Tuning:
     color: float = 1.0
     sh: float = 1.2
     prune: float = 0.1
+    prune_checked: float = 0.2
+    restore: float = 1.0
     prune_weight: float = 0.1
     bits_kept: float = 60.0
     bits_sh: float = 0.67
@@ -181,6 +185,7 @@ def make_plan(
     options: LossyOptions,
     tuning: Tuning,
     view_weights: ViewWeights | None = None,
+    mended: Floats | None = None,
 ) -> Plan:
     """Turn a slope K into classes, steps and a choice of Gaussians.
 
@@ -189,6 +194,9 @@ def make_plan(
         contributions: its blending statistics over the encoder's views.
         slope: K: every attribute's step times the square root of its sensitivity.
         view_weights: from where each Gaussian is seen; None leaves SH error feedback off.
+        mended: (N,) what drawing each Gaussian would mend in pictures without those left out earlier
+            (`render.contribution.restoration`), as over the views of `contributions`; zeros where nothing is known yet,
+            None = it will not be found out.
     """
     n = gaussians.num_gaussians
     c = contributions
@@ -197,6 +205,9 @@ def make_plan(
     geometry = c.s_cov * 4.0
     color = c.s_colour * SH_C0**2
     removal = c.removal_error
+    prune = tuning.prune if mended is None else tuning.prune_checked
+    if mended is not None:
+        removal = np.maximum(removal, mended * (prune / tuning.restore))
     seen = c.hits > 0
     # A class 0 step must not be finer than anything needs: put the base at the finest step of the scene's best 0.1 %.
     wanted_geometry = tuning.geometry * slope / np.maximum(geometry, tiny) ** tuning.weight_exponent
@@ -211,7 +222,7 @@ def make_plan(
     if options.prune:
         price = 2 * np.log(2) / 12 * slope**2
         bits = tuning.bits_kept + tuning.bits_sh * gaussians.shN[0].size if n else 0.0
-        kept[_removable(removal, c.sum_weight, tuning.prune * price * bits, tuning.prune_weight)] = False
+        kept[_removable(removal, c.sum_weight, prune * price * bits, tuning.prune_weight)] = False
         if not options.drop_unseen:
             # What is fainter than a renderer's threshold shows from nowhere.
             kept |= ~seen & (gaussians.alphas() >= ALPHA_MIN)

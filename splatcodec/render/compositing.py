@@ -22,6 +22,7 @@ __all__ = [
     "GRADIENT_SUMS",
     "PARTIALS",
     "PICTURE_STATE",
+    "RESTORATION_STATE",
     "add_partials",
     "composite_tiles",
     "contribute_tiles",
@@ -30,7 +31,9 @@ __all__ = [
     "gather_tiles",
     "init_contributions",
     "init_gradients",
+    "init_restoration",
     "init_tiles",
+    "restore_tiles",
     "tile_picture",
     "untile",
 ]
@@ -40,6 +43,8 @@ PLANE = TILE_PX * TILE_PX
 # Planes of a picture's state: T, red, green, blue; while contributions are measured also the finished picture.
 PICTURE_STATE = 4 * PLANE
 CONTRIBUTION_STATE = 7 * PLANE
+# While restoration is measured also what the picture lacks.
+RESTORATION_STATE = 10 * PLANE
 # What `contribute_tiles` writes for every (tile, Gaussian): sum w, sum w^2, max w, hits, then with g = |alpha e|^2
 # sum g, sum g m, sum g m^2.
 PARTIALS = 7
@@ -68,6 +73,7 @@ _EIGHTH = np.float32(0.125)
 _M_MAX = np.float32(12.0)  # exp(-6) is below ALPHA_MIN
 _P1, _P2, _P3 = np.uint64(PLANE), np.uint64(2 * PLANE), np.uint64(3 * PLANE)
 _P4, _P5, _P6 = np.uint64(4 * PLANE), np.uint64(5 * PLANE), np.uint64(6 * PLANE)
+_P7, _P8, _P9 = np.uint64(7 * PLANE), np.uint64(8 * PLANE), np.uint64(9 * PLANE)
 _A1, _A2, _A3 = np.uint64(TILE_PX), np.uint64(2 * TILE_PX), np.uint64(3 * TILE_PX)
 _A4, _A5, _A6 = np.uint64(4 * TILE_PX), np.uint64(5 * TILE_PX), np.uint64(6 * TILE_PX)
 _A7, _A8, _A9 = np.uint64(7 * TILE_PX), np.uint64(8 * TILE_PX), np.uint64(9 * TILE_PX)
@@ -246,6 +252,86 @@ def contribute_tiles(first_tile, last_tile, tiles_x, records, colours, starts, e
                     value = columns[kind * TILE_PX + x]
                     total = max(total, value) if kind == 2 else total + value
                 partials[k, kind] = total
+            if k % _CHECK_EVERY == 0:
+                done = _all_finished(state)
+        finished[tile] = _all_finished(state)
+
+
+@kernel
+def init_restoration(wanted, pictures, background, width, height, tiles_x, states):
+    """Fill (tiles, 10 * 256) states for `restore_tiles`: as `init_contributions`, and `wanted` less `pictures`."""
+    init_contributions(pictures, background, width, height, tiles_x, states)
+    for tile in range(len(states)):
+        for i in range(PLANE):
+            more = (abs(wanted[tile, i]) - abs(pictures[tile, i])) * background
+            for plane in range(1, 4):
+                lack = wanted[tile, plane * PLANE + i] - pictures[tile, plane * PLANE + i]
+                states[tile, (plane + 6) * PLANE + i] = lack + more
+
+
+@kernel
+def restore_tiles(
+    first_tile, last_tile, tiles_x, records, colours, absent, starts, entries, states, finished, partials
+):
+    """As `composite_tiles` of all but the `absent` (V,); for these write what drawing each would mend (E, 1).
+
+    With d the change of the picture by drawing it alone and r what the picture lacks: the sum of |r|^2 - |r - d|^2.
+    """
+    columns = np.empty(TILE_PX, np.float32)
+    for tile in range(first_tile, last_tile):
+        tile_x, tile_y = (tile % tiles_x) * TILE_PX, (tile // tiles_x) * TILE_PX
+        state = states[tile]
+        done = _all_finished(state)
+        for k in range(starts[tile], starts[tile + 1]):
+            partials[k] = 0.0
+            if done:
+                continue
+            rank = entries[k]
+            record = records[rank]
+            first, last = _rows_of(record, tile_y)
+            l11, l21, l22, opacity = record[L11], record[L21], record[L22], record[OPACITY]
+            red, green, blue = colours[rank, 0], colours[rank, 1], colours[rank, 2]
+            left = np.float32(tile_x) + _HALF - record[MX]
+            columns[:] = _ZERO
+            for row in range(first, last):
+                dy = np.float32(tile_y + row) + _HALF - record[MY]
+                skew = l21 * dy
+                vv = (l22 * dy) * (l22 * dy)
+                if absent[rank]:
+                    for x in range(TILE_PX):
+                        u = l11 * (left + np.float32(np.int32(x))) + skew
+                        alpha = _alpha(u * u + vv, opacity)
+                        i = np.uint64(row * TILE_PX + x)
+                        t = state[i]
+                        alpha = alpha if t * (_ONE - alpha) >= _T_MIN else _ZERO
+                        w = alpha * abs(t)
+                        # Its own light, less what it would hide.
+                        r = w * red - alpha * (state[i + _P4] - state[i + _P1])
+                        g = w * green - alpha * (state[i + _P5] - state[i + _P2])
+                        b = w * blue - alpha * (state[i + _P6] - state[i + _P3])
+                        columns[np.uint64(x)] += (
+                            r * (state[i + _P7] + state[i + _P7] - r)
+                            + g * (state[i + _P8] + state[i + _P8] - g)
+                            + b * (state[i + _P9] + state[i + _P9] - b)
+                        )
+                else:
+                    for x in range(TILE_PX):
+                        u = l11 * (left + np.float32(np.int32(x))) + skew
+                        alpha = _alpha(u * u + vv, opacity)
+                        i = np.uint64(row * TILE_PX + x)
+                        t = state[i]
+                        after = t * (_ONE - alpha)
+                        drawn = after >= _T_MIN
+                        w = alpha * t if drawn else _ZERO
+                        state[i] = after if drawn else -abs(t)
+                        state[i + _P1] += w * red
+                        state[i + _P2] += w * green
+                        state[i + _P3] += w * blue
+            if absent[rank]:
+                total = _ZERO
+                for x in range(TILE_PX):
+                    total += columns[x]
+                partials[k, 0] = total
             if k % _CHECK_EVERY == 0:
                 done = _all_finished(state)
         finished[tile] = _all_finished(state)

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ..gaussians import Gaussians
 from .camera import Camera
-from .compositing import CONTRIBUTION_STATE, PARTIALS, PLANE, contribute_tiles, finish_statistics, init_contributions
+from .compositing import (
+    CONTRIBUTION_STATE,
+    PARTIALS,
+    PLANE,
+    RESTORATION_STATE,
+    contribute_tiles,
+    finish_statistics,
+    init_contributions,
+    init_restoration,
+    restore_tiles,
+)
 from .cpu import composite
 from .kernel import default_num_threads, run_threaded
 from .layers import sum_partials, tile_ranges
-from .projection import project
+from .projection import OPACITY, project
 
-__all__ = ["BACKGROUND", "Contributions", "contributions"]
+__all__ = ["BACKGROUND", "Contributions", "contributions", "restoration"]
 
 #: The grey behind the scene, so that silhouettes count whatever they are shown on.
 BACKGROUND = 0.5
@@ -103,7 +113,7 @@ def contributions(
         projection = project(gaussians, camera, antialiased=antialiased, num_threads=threads)
         pictures = composite(projection, threads)
         states = np.empty((len(pictures), CONTRIBUTION_STATE), np.float32)
-        covered = int((np.abs(pictures[:, :PLANE]) < 1.0 - _COVERED_ALPHA).sum()) if equalize else 0
+        share = _covered_share(pictures, camera) if equalize else 1.0
         init_contributions(pictures, np.float32(BACKGROUND), camera.width, camera.height, projection.tiles_x, states)
         del pictures
         finished = np.zeros(len(states), np.uint8)
@@ -124,8 +134,6 @@ def contributions(
             run_threaded(contribute_tiles, [(*tiles, *shared) for tiles in tile_ranges(projection)], threads)
             sum_partials(lists, partials, sums, threads, maximum=2)
         if equalize:
-            # Scaled up to the whole picture; the weight of nearly empty views is bounded.
-            share = max(covered / (camera.width * camera.height), _LEAST_COVERED)
             sums[:, [0, 1, 4, 5, 6]] /= share
         finish_statistics(
             0,
@@ -155,3 +163,68 @@ def contributions(
         pixel_size=pixel_sizes,
         num_views=len(cameras),
     )
+
+
+def restoration(
+    gaussians: Gaussians,
+    kept: npt.NDArray[np.bool_],
+    cameras: Sequence[Camera],
+    *,
+    antialiased: bool | None = None,
+    num_threads: int | None = None,
+) -> npt.NDArray[np.float64]:
+    """What drawing each Gaussian that was left out would mend, once all of them are gone.
+
+    Errors of leaving Gaussians out do not add: of two in the same place either can go, but not both.
+
+    Args:
+        gaussians: any scene of N Gaussians.
+        kept: (N,) which of them are drawn.
+        cameras: the views, all of the same weight, as by `contributions(equalize=True)`.
+        antialiased, num_threads: as there.
+
+    Returns:
+        (N,) float64, squared error (RGB sum, grey background) of the pictures without those left out, less that with
+        this one drawn again; negative where it would do harm, 0 for what is kept.
+    """
+    threads = default_num_threads() if num_threads is None else num_threads
+    totals = np.zeros(len(gaussians))
+    for camera in cameras:
+        projection = project(gaussians, camera, antialiased=antialiased, num_threads=threads)
+        absent = (~kept[projection.ids]).astype(np.uint8)
+        if not absent.any():
+            continue
+        wanted = composite(projection, threads)
+        share = _covered_share(wanted, camera)
+        records = projection.records.copy()
+        records[absent > 0, OPACITY] = 0.0
+        pictures = composite(replace(projection, records=records), threads)
+        states = np.empty((len(pictures), RESTORATION_STATE), np.float32)
+        size = camera.width, camera.height, projection.tiles_x
+        init_restoration(wanted, pictures, np.float32(BACKGROUND), *size, states)
+        finished = np.zeros(len(states), np.uint8)
+        sums = np.zeros((len(projection.ids), 1))
+        for start, stop in projection.layers(_MAX_ENTRIES):
+            lists = projection.tile_lists(start, stop, finished, threads)
+            partials = np.empty((len(lists.entries), 1), np.float32)
+            shared = (
+                projection.tiles_x,
+                projection.records,
+                projection.colours,
+                absent,
+                lists.starts,
+                lists.entries,
+                states,
+                finished,
+                partials,
+            )
+            run_threaded(restore_tiles, [(*tiles, *shared) for tiles in tile_ranges(projection)], threads)
+            sum_partials(lists, partials, sums, threads)
+        totals[projection.ids] += sums[:, 0] / share
+    return totals
+
+
+def _covered_share(pictures: npt.NDArray[np.float32], camera: Camera) -> float:
+    """Share of the picture that is covered; bounded, for the sake of nearly empty views."""
+    covered = int((np.abs(pictures[:, :PLANE]) < 1.0 - _COVERED_ALPHA).sum())
+    return max(covered / (camera.width * camera.height), _LEAST_COVERED)

@@ -37,7 +37,7 @@ from ..preprocess.refit import RefitViews, refit_colors
 from ..preprocess.thumbnail import thumbnail_of
 from ..preprocess.view_weights import ViewWeights, balanced
 from ..render.camera import Camera, check_cameras, encoder_cameras
-from ..render.contribution import Contributions, contributions
+from ..render.contribution import Contributions, contributions, restoration
 from ..render.cpu import render
 from ..render.rendering import Rendering
 from ..stages.parameters import COLOR_FIRST, OPACITY, SH_FIRST, SIZE_FIRST, SceneParameters, StreamModel, num_streams
@@ -368,6 +368,10 @@ _DB_PER_OCTAVE = -5.5  # how the PSNR follows K before two trials tell
 # what is gone on to while the worst view is further below the mean than is wanted.
 _BALANCES = ((0.5, 1.0), (1.0, 2.0), (1.5, 2.0))
 _MOST_BELOW_DB = 4.5
+# Importance views for each that shows what is missed of the Gaussians left out, and what that counts in the rounds in
+# which they come back: all at once, those in one place would all seem to be missed.
+_MENDED_EVERY = 4
+_ROUNDS = (0.1, 0.3, 1.0)
 
 
 def encode_lossy(
@@ -424,14 +428,37 @@ def encode_lossy(
         levels = LevelPlan(np.arange(gaussians.num_gaussians), levels=False)
 
         weighted: dict[int, tuple[Contributions, ViewWeights]] = {}
+        checked = options.prune and effort.trials > 1 and not refinement
+        mended: npt.NDArray[np.float64] | None = None
+
+        def missed(kept: Rows) -> npt.NDArray[np.float64]:
+            """What each of all but `kept` would mend, as over all importance views."""
+            drawn = np.zeros(len(scene), np.bool_)
+            drawn[kept] = True
+            some = cameras[::_MENDED_EVERY]
+            return restoration(scene, drawn, some, num_threads=threads) * (len(cameras) / max(len(some), 1))
 
         def plan_at(slope: float, balance: int = 0) -> Plan:
+            nonlocal mended
             if balance not in weighted:
                 weighted.clear()
                 weighted[balance] = balanced(measured, seen_from, *_BALANCES[balance])
             sums, views = weighted[balance]
-            plan = make_plan(scene, sums, 2.0**slope, options, tuning, views if scene.sh_degree else None)
-            return replace(plan, mixing=effort.mixing)
+            factors = _ratio(sums.s_logalpha, measured.s_logalpha)
+
+            def planned(mended: npt.NDArray[np.float64] | None) -> Plan:
+                back = None if mended is None else mended * factors
+                return make_plan(scene, sums, 2.0**slope, options, tuning, views if scene.sh_degree else None, back)
+
+            if not checked:
+                return replace(planned(None), mixing=effort.mixing)
+            # What is missed most comes back first; trials after the first begin with what was found.
+            rounds = _ROUNDS if mended is None and len(scene) <= _LARGE_SCENE else _ROUNDS[-1:]
+            known = np.zeros(len(scene)) if mended is None else mended
+            for share in rounds:
+                known = np.maximum(known, share * missed(planned(known).kept))
+            mended = known
+            return replace(planned(known), mixing=effort.mixing)
 
         if refinement:
             clock = time.perf_counter()
@@ -483,6 +510,10 @@ def encode_lossy(
     if dropped:
         best.notes.append(f"{dropped} Gaussians left out that showed less than they cost")
     return best
+
+
+def _ratio(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.divide(a, b, out=np.ones(len(a)), where=b > 0)
 
 
 def _level_plan(gaussians: Gaussians, measured: Contributions, cameras: list[Camera], effort: int) -> LevelPlan:
