@@ -88,8 +88,8 @@ def display_ranks(
         left = int(share * n)
         ranks[rows[order[left:]]] = np.arange(left, len(rows))
         rows = np.sort(rows[order[:left]])
-        left_over = gaussians.selected(rows)
-        shown = left_over if under is None else joined(left_over, under)
+        shown = gaussians.selected(rows)
+        shown = shown if under is None else joined(shown, under)
         score = _score(contributions(shown, cameras, equalize=True), gaussians.sh_degree)[: len(rows)]
     ranks[rows[np.argsort(-score, kind="stable")]] = np.arange(len(rows))
     return ranks

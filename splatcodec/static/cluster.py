@@ -27,6 +27,7 @@ from .quantization import (
     ColorBases,
     Feedback,
     PackedTile,
+    Sources,
     Tile,
     make_tile,
     quantize_tile,
@@ -111,17 +112,16 @@ class Cluster:
             for argument in itertools.islice(source, 1):
                 waiting.append(self.client.submit(function, everywhere, *argument, pure=False))
 
-    def make(self, scene: Gaussians, classes: Ints, steps: Steps, jobs: Iterable[tuple[int, int, Rows]]) -> list[Tile]:
+    def make(self, sources: Sources, steps: Steps, jobs: Iterable[tuple[int, int, Rows]]) -> list[Tile]:
         """`make_tile` of every (level, number, rows)."""
         jobs = list(jobs)
-        parts = ((_part(scene, rows), classes[rows], level, number) for level, number, rows in jobs)
+        parts = ((*_cut(sources, level, rows), level, number) for level, number, rows in jobs)
         made = self._map(_make, parts, steps)
         return [replace(tile, rows=rows[tile.rows]) for tile, (_, _, rows) in zip(made, jobs)]
 
     def quantize(
         self,
-        scene: Gaussians,
-        classes: Ints,
+        sources: Sources,
         tiles: Sequence[Tile],
         models: Sequence[StreamModel],
         steps: Steps,
@@ -132,20 +132,27 @@ class Cluster:
     ) -> Iterator[tuple[PackedTile, list[npt.NDArray[np.int64]]]]:
         """`quantize_tile` of every tile, packed, and its `tile_histograms` if wanted."""
         parts = (
-            (_part(scene, tile.rows), classes[tile.rows], _alone(tile), _feedback_of(feedback, tile), histograms)
+            (*_cut(sources, tile.level, tile.rows), _alone(tile), _feedback_of(feedback, tile), histograms)
             for tile in tiles
         )
         return self._map(_quantize, parts, (models, steps, bases, trellis))
 
     def emit(
-        self, scene: Gaussians, tiles: Sequence[Tile], packed: dict[int, PackedTile], parameters: SceneParameters,
+        self, sources: Sources, tiles: Sequence[Tile], packed: dict[int, PackedTile], parameters: SceneParameters,
         mixing: bool,
     ) -> Iterator[EmittedTile]:  # fmt: skip
         """`emitted` of every tile; what is sent is taken out of `packed`."""
         parts = (
-            (_part(scene, tile.rows, sh=False), _alone(tile), packed.pop(k), mixing) for k, tile in enumerate(tiles)
+            (_part(sources.of(tile.level)[0], tile.rows, sh=False), _alone(tile), packed.pop(k), mixing)
+            for k, tile in enumerate(tiles)
         )
         return self._map(_emit, parts, parameters)
+
+
+def _cut(sources: Sources, level: int, rows: Rows) -> tuple[Gaussians, Ints]:
+    """Some rows of a level, and their classes."""
+    scene, classes = sources.of(level)
+    return _part(scene, rows), classes[rows]
 
 
 def _part(scene: Gaussians, rows: Rows, sh: bool = True) -> Gaussians:

@@ -27,7 +27,6 @@ from ..preprocess.levels import (
     best_look,
     best_prefix_looks,
     display_ranks,
-    joined,
     level_shares,
     scaled,
     thumbnail_count,
@@ -48,6 +47,7 @@ from .quantization import (
     ColorBases,
     Feedback,
     PackedTile,
+    Sources,
     Tile,
     TileCut,
     TileTargets,
@@ -145,7 +145,7 @@ class Refinement(Protocol):
 
 @dataclass(frozen=True)
 class TileJob:
-    """A level of a tile to be coded: rows of the scene, or of the thumbnail after it."""
+    """A level of a tile to be coded: rows of the scene, or (level 0) of the thumbnail."""
 
     level: int
     number: int
@@ -176,19 +176,21 @@ def encode_tiles(
     steps, trellis = plan.steps.units, plan.trellis
     bases = ColorBases.fit(gaussians, plan.kept, plan.color_weights) if like is None else ColorBases.of(like)
     cut = cut_tiles(gaussians.means, plan.kept)
-    scene, classes, jobs = tile_jobs(gaussians, plan, levels, cut)
-    streams = num_streams(scene.sh_degree)
+    sources, jobs = tile_jobs(gaussians, plan, levels, cut)
+    streams = num_streams(gaussians.sh_degree)
 
     def make(job: TileJob) -> Tile:
+        scene, classes = sources.of(job.level)
         return make_tile(scene, job.rows, classes, steps, job.level, job.number)
 
     cluster = current_cluster()  # the same functions, on other machines
     if cluster:
-        tiles = cluster.make(scene, classes, steps, ((job.level, job.number, job.rows) for job in jobs))
+        tiles = cluster.make(sources, steps, ((job.level, job.number, job.rows) for job in jobs))
     else:
         tiles = list(pool.map(make, jobs))
 
     def targets_of(tile: Tile) -> TileTargets:
+        scene, classes = sources.of(tile.level)
         return tile_targets(scene, tile, classes, steps, bases)
 
     if like is None:
@@ -209,7 +211,7 @@ def encode_tiles(
 
     def quantized() -> Iterator[list[npt.NDArray[np.int64]]]:
         assert cluster
-        done = cluster.quantize(scene, classes, tiles, models, steps, bases, trellis, feedback, not plan.mixing)
+        done = cluster.quantize(sources, tiles, models, steps, bases, trellis, feedback, not plan.mixing)
         for k, (kept, counts) in enumerate(done):
             packed[k] = kept
             yield counts
@@ -221,16 +223,16 @@ def encode_tiles(
     else:
         weights = choose_contexts(models, histograms, pool)
     parameters = SceneParameters(
-        scene.sh_degree, steps.size, steps.opacity, steps.precision, steps.shape, steps.color, steps.sh,
+        gaussians.sh_degree, steps.size, steps.opacity, steps.precision, steps.shape, steps.color, steps.sh,
         bases.color, bases.sh_color, bases.sh_band, models, weights, trellis,
     )  # fmt: skip
     parameters.table_set()
 
     def emit(k: int) -> EmittedTile:
-        return emitted(parameters, scene, tiles[k], packed.pop(k), plan.mixing)
+        return emitted(parameters, sources.of(tiles[k].level)[0], tiles[k], packed.pop(k), plan.mixing)
 
     if cluster:
-        coded = cluster.emit(scene, tiles, packed, parameters, plan.mixing)
+        coded = cluster.emit(sources, tiles, packed, parameters, plan.mixing)
     else:
         coded = pool.map(emit, range(len(tiles)))
     chunks = [Chunk("PARM", parameters.to_bytes()), _tile_boxes(gaussians, cut)]
@@ -266,10 +268,8 @@ def encode_tiles(
     return EncodedTiles(chunks, rows, parameters, counts.tolist(), rate_bits)
 
 
-def tile_jobs(
-    gaussians: Gaussians, plan: Plan, levels: LevelPlan, cut: TileCut
-) -> tuple[Gaussians, npt.NDArray[np.int32], list[TileJob]]:
-    """The scene with its thumbnail behind it, classes of both, and what is coded in file order."""
+def tile_jobs(gaussians: Gaussians, plan: Plan, levels: LevelPlan, cut: TileCut) -> tuple[Sources, list[TileJob]]:
+    """What is coded, in file order."""
     n, kept = gaussians.num_gaussians, plan.kept
     level_of = np.ones(n, np.int64)
     shares = level_shares(len(kept)) if levels.levels else (1.0,)
@@ -280,18 +280,16 @@ def tile_jobs(
     worth = [float(plan.color_weights[rows].sum()) for rows in cut.rows]
     tile_order = np.argsort(-np.array(worth), kind="stable")
     jobs = []
-    scene, classes = gaussians, plan.classes
+    thumbnail = gaussians.selected(slice(0))
     count = thumbnail_count(len(kept), gaussians.sh_degree) if levels.thumbnail and levels.levels else 0
     if count and levels.thumbnail:
         thumbnail = levels.thumbnail(count, int(shares[0] * len(kept)))
-        scene = joined(gaussians, thumbnail)
-        coarse = np.broadcast_to(np.array(plan.thumbnail_classes, np.int32), (len(thumbnail), 2))
-        classes = np.concatenate([plan.classes, coarse])
         tile_of = cut.tile_of(thumbnail.means)
-        jobs += [TileJob(0, int(t), n + np.flatnonzero(tile_of == t)) for t in tile_order]
+        jobs += [TileJob(0, int(t), np.flatnonzero(tile_of == t)) for t in tile_order]
     for level in range(1, len(shares) + 1):
         jobs += [TileJob(level, int(t), cut.rows[t][level_of[cut.rows[t]] == level]) for t in tile_order]
-    return scene, classes, [job for job in jobs if len(job.rows)]
+    coarse = np.broadcast_to(np.array(plan.thumbnail_classes, np.int32), (len(thumbnail), 2))
+    return Sources(gaussians, plan.classes, thumbnail, coarse), [job for job in jobs if len(job.rows)]
 
 
 def _tile_boxes(gaussians: Gaussians, cut: TileCut) -> Chunk:

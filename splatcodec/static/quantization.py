@@ -80,7 +80,7 @@ class Tile:
 
     Attributes:
         level, number: level and number of the tile.
-        rows: (n,) int64 rows of the scene.
+        rows: (n,) int64 rows of the scene, of level 0 of the thumbnail.
         grid, tree: geometry of the tile.
     """
 
@@ -223,6 +223,24 @@ def _integer_basis(moment: Floats) -> npt.NDArray[np.int64]:
     vectors = vectors[:, ::-1]
     signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(len(moment))])
     return np.rint(vectors * signs * MATRIX_SCALE).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What tiles are cut from: rows of a tile of level 0 count in the thumbnail, of all others in the scene.
+
+    Attributes:
+        scene, thumbnail: Gaussians. scene_classes, thumbnail_classes: (., 2) int32 geometry and colour classes of each.
+    """
+
+    scene: Gaussians
+    scene_classes: Ints
+    thumbnail: Gaussians
+    thumbnail_classes: Ints
+
+    def of(self, level: int) -> tuple[Gaussians, Ints]:
+        """The Gaussians of a level, and their classes."""
+        return (self.scene, self.scene_classes) if level else (self.thumbnail, self.thumbnail_classes)
 
 
 @dataclass(frozen=True)

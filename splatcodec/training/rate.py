@@ -46,7 +46,7 @@ from ..stages.parameters import (
 from ..stages.streams import COEFFICIENT_BITS, FEATURE_MEAN, FEATURE_NEAREST, FEATURE_OWN, choose_tables
 from ..stages.tile import num_states, stream_classes
 from ..stages.transform import position_bits
-from ..static.encoder import LevelPlan, tile_jobs
+from ..static.encoder import LevelPlan, TileJob, tile_jobs
 from ..static.quantization import (
     ColorBases,
     Feedback,
@@ -139,10 +139,16 @@ class RateModel:
         bases = ColorBases.fit(gaussians, plan.kept, plan.color_weights)
         cut = cut_tiles(gaussians.means, plan.kept)
         levels = levels or LevelPlan(np.arange(len(gaussians)), levels=False)
-        scene, classes, jobs = tile_jobs(gaussians, plan, levels, cut)
-        tiles = list(pool.map(lambda job: make_tile(scene, job.rows, classes, steps, job.level, job.number), jobs))
+        sources, jobs = tile_jobs(gaussians, plan, levels, cut)
+
+        def make(job: TileJob) -> Tile:
+            scene, classes = sources.of(job.level)
+            return make_tile(scene, job.rows, classes, steps, job.level, job.number)
+
+        tiles = list(pool.map(make, jobs))
 
         def targets_of(tile: Tile) -> TileTargets:
+            scene, classes = sources.of(tile.level)
             return tile_targets(scene, tile, classes, steps, bases)
 
         models = fit_predictors(tiles, targets_of, num_streams(gaussians.sh_degree), pool)
