@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -217,6 +218,21 @@ def test_target_size_is_met_and_used(scene: Gaussians, target: int) -> None:
 def test_impossible_target_size(scene: Gaussians) -> None:
     with pytest.raises(ParameterError, match="does not fit"):
         splatcodec.compress(scene, target_size=300, effort=1)
+
+
+def test_same_bytes_with_other_linear_algebra_and_vector_instructions() -> None:
+    code = (
+        "import hashlib, splatcodec; from splatcodec.sample import sample_scene;"
+        "print(hashlib.sha256(splatcodec.compress(sample_scene(), effort=1)).hexdigest())"
+    )
+    prints = set()
+    for core, without in (("Haswell", ""), ("Nehalem", "X86_V4 X86_V3 AVX512_ICL AVX512_SPR AVX512F AVX2 FMA3")):
+        # Unknown names are warned of and ignored.
+        environment = {**os.environ, "OPENBLAS_CORETYPE": core, "NPY_DISABLE_CPU_FEATURES": without}
+        command = [sys.executable, "-W", "ignore", "-c", code]
+        prints.add(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip())
+    assert len(prints) == 1
+    assert len(prints.pop()) == 64
 
 
 def test_same_bytes_for_any_number_of_threads() -> None:
