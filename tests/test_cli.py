@@ -251,7 +251,7 @@ def test_documentation_names_every_command_and_option_and_no_others():
     intro = text[: text.index("\n## ")]
     common = {"--quiet", "--verbose", "--overwrite", "--json", "--help"}
     assert common - {"--help"} <= set(re.findall(r"--[a-z-]+", intro))
-    # Three commands share the edit steps, which have a section of their own.
+    # Commands share the edit steps, which have a section of their own.
     steps = argparse.ArgumentParser(add_help=False)
     add_edit_options(steps)
     edits = {option for action in steps._actions for option in action.option_strings}

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import signal
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -264,6 +268,104 @@ def test_render_edits_first(ply, tmp_path):
     assert direct.read_bytes() == converted.read_bytes()
     assert call("render", ply, converted, *view, "--overwrite") == 0
     assert direct.read_bytes() != converted.read_bytes()
+
+
+# --- other commands, as processes ---
+
+
+def run(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "splatcodec", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+STEPS = ("--crop-sphere", "0,0,0,2.5", "--rotate-xyz", "0,90,0")
+
+
+def edited(scene: Gaussians) -> Gaussians:
+    return edits.rotate(edits.crop_sphere(scene, (0, 0, 0), 2.5), edits.rotation_xyz((0, 90, 0)))
+
+
+@pytest.mark.parametrize("kind", ["lossy", "lossless"])
+def test_decompress_edits_what_was_decoded(kind, small_files, tmp_path):
+    """A lossy file is edited block by block, a lossless one as a whole."""
+    source, out = small_files[kind], tmp_path / "part.ply"
+    part = edited(api.read(source))
+    done = run("decompress", source, out, *STEPS, "--json")
+    assert "crop-sphere 0,0,0,2.5:" in done.stderr
+    facts = json.loads(done.stdout)
+    assert [step["step"] for step in facts["edits"]] == ["crop-sphere", "rotate-xyz"]
+    assert facts["num_gaussians"] == len(part) > 0
+    assert facts["size_bytes"] == out.stat().st_size
+    assert "identical" not in facts, "the edited scene is not the source"
+    assert_same(api.read(out), part)
+    assert "source" not in api.read(out).metadata
+    assert "exists" in run("decompress", source, out, *STEPS, code=ExitCode.USAGE).stderr
+
+
+def test_decompress_edits_a_part(small_files, tmp_path):
+    source, out = small_files["lossy"], tmp_path / "part.spz"
+    part = edits.filter_opacity(api.decompress(source, sh_degree=1), 0.5)
+    told = run("decompress", source, out, "--sh-degree", 1, "--min-opacity", 0.5, "--decimate", "50%").stderr
+    assert f"decimate 50%: {round(len(part) / 2):,} of {len(part):,}" in told
+    assert "SPZ" in told, "what the format does not hold is said"
+    found = api.read(out)
+    assert (len(found), found.sh_degree) == (round(len(part) / 2), 1)
+    run("decompress", source, tmp_path / "a.ply", "--from-frame", "RDF", "--frame", "RUB")
+    expected = edits.convert_frame(api.read(source), "RUB", api.read(source).metadata.get("frame") or "RDF")
+    assert_same(api.read(tmp_path / "a.ply"), expected)
+
+
+@pytest.mark.parametrize("kind", ["ply", "lossy"])
+def test_info_says_what_steps_would_leave(kind, small_files):
+    source = small_files[kind]
+    before, part = source.read_bytes(), edited(api.read(source))
+    facts = json.loads(run("info", source, *STEPS, "--json").stdout)
+    assert facts["num_gaussians"] == len(part)
+    np.testing.assert_allclose(facts["bounds"]["max"], part.means.max(axis=0), rtol=1e-6)
+    assert [step["step"] for step in facts["edits"]] == ["crop-sphere", "rotate-xyz"]
+    assert facts["format"] == ("ply" if kind == "ply" else "splc")
+    assert f"after the edit steps {len(part)} Gaussians" in run("info", source, *STEPS).stdout
+    assert source.read_bytes() == before
+
+
+def scene_in_page(page: Path) -> bytes:
+    found = re.search(r'id="content">([^<]*)<', page.read_text())
+    assert found
+    return base64.b64decode(found[1])
+
+
+def test_pages_of_edited_scenes_and_other_formats(small_files, small_scene, tmp_path):
+    page, copy = tmp_path / "page.html", tmp_path / "copy.splc"
+    assert "compressed" not in run("export-html", small_files["lossy"], page).stderr
+    assert scene_in_page(page) == small_files["lossy"].read_bytes(), "what can be shown is taken as it is"
+    for source, steps, expected in (
+        (small_files["ply"], STEPS, edited(small_scene)),
+        (small_files["lossy"], STEPS, edited(api.read(small_files["lossy"]))),
+        (small_files["lossless"], (), small_scene),
+    ):
+        done = run("export-html", source, page, *steps, "--quality", 75, "--title", "A page", "--overwrite")
+        assert f"compressed: {len(expected)} Gaussians" in done.stderr
+        copy.write_bytes(scene_in_page(page))
+        assert compare(expected, api.read(copy), num_views=4, size_px=64).psnr_db > 38
+    site = tmp_path / "site"
+    run("package", small_files["ply"], site, *STEPS)
+    assert compare(edited(small_scene), api.read(site / "scene.splc"), num_views=4, size_px=64).psnr_db > 35
+    assert "exists" in run("export-html", small_files["ply"], page, *STEPS, code=ExitCode.USAGE).stderr
+    (tmp_path / "bad.ply").write_bytes(b"ply\nformat ascii 1.0\n")
+    run("export-html", tmp_path / "bad.ply", tmp_path / "bad.html", code=ExitCode.BAD_FILE)
+    assert not (tmp_path / "bad.html").exists()
+
+
+def test_moving_scenes_are_not_edited(small_scene, tmp_path):
+    moving = tmp_path / "moving.splc"
+    api.compress_sequence(iter([small_scene, edits.translate(small_scene, (0.01, 0, 0))]), moving, fps=30)
+    for command in (("info", moving), ("decompress", moving, "frames"), ("export-html", moving, "a.html")):
+        told = run(*command, "--scale", 2, code=ExitCode.USAGE).stderr
+        assert "edit steps are for still scenes" in told
+    assert "edit steps are for still scenes" in run("package", moving, "site", "--scale", 2, code=ExitCode.USAGE).stderr
+    assert "--quality is for" in run("export-html", moving, "a.html", "--quality", 50, code=ExitCode.USAGE).stderr
 
 
 # --- nothing left, bad arguments ---

@@ -6,7 +6,7 @@ import argparse
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,9 @@ __all__ = [
     "edit_blocks",
     "edits_by_row",
     "has_edits",
+    "no_edits_of_moving",
     "read_scene",
+    "stated",
 ]
 
 # Views for what each Gaussian shows; many small ones beat few large ones. Of larger scenes fewer, for the same time.
@@ -266,10 +268,16 @@ class _Append(argparse.Action):
         namespace.edits = [*(getattr(namespace, "edits", None) or []), EditStep(name, text, value)]
 
 
-def add_edit_options(parser: argparse.ArgumentParser) -> None:
-    """Options for all edit steps, in a group of their own."""
+def add_edit_options(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
+    """Options for all edit steps, in a group of their own.
+
+    Args:
+        without: steps whose option the command has already, with a meaning that is close enough.
+    """
     group = parser.add_argument_group("edit steps", "done in the order given, any of them more than once")
     for name, kind in _STEPS.items():
+        if name in without:
+            continue
         nargs = 0 if kind.metavar is None else None
         group.add_argument(f"--{name}", action=_Append, dest="edits", nargs=nargs, metavar=kind.metavar, help=kind.help)
     group.add_argument(
@@ -282,19 +290,42 @@ def has_edits(args: argparse.Namespace) -> bool:
     return bool(args.edits or args.from_frame)
 
 
+def no_edits_of_moving(args: argparse.Namespace) -> None:
+    """Refuse edit steps for a moving scene.
+
+    Raises:
+        ParameterError: there are some.
+    """
+    if has_edits(args):
+        raise ParameterError("edit steps are for still scenes", file=args.input)
+
+
 def read_scene(path: str, args: argparse.Namespace, console: Console, *, format: str | None = None) -> Gaussians:
     """Read a scene and note the frame that `--from-frame` states."""
     from .. import api
-    from ..frames import parse_frame, with_frame
+    from ..frames import parse_frame
+
+    if args.from_frame is not None:
+        parse_frame(args.from_frame)  # a wrong one is told before a large file is read
+    return stated(api.read(path, format=format), path, args, console)
+
+
+def stated(scene: Gaussians, path: str, args: argparse.Namespace, console: Console) -> Gaussians:
+    """The scene of a file with the frame that `--from-frame` states; as it is without."""
+    from ..frames import with_frame
 
     if args.from_frame is None:
-        return api.read(path, format=format)
-    frame = parse_frame(args.from_frame)  # a wrong one is told before a large file is read
-    scene = api.read(path, format=format)
-    stated = scene.metadata.get("frame")
-    if stated is not None and stated != frame:
-        console.note(f"warning: {path} states the frame {stated}; it is taken to be in {frame}, as told")
-    return with_frame(scene, frame)
+        return scene
+    return with_frame(scene, _stated_frame(scene.metadata, path, args, console))
+
+
+def _stated_frame(metadata: Mapping[str, Any], path: str, args: argparse.Namespace, console: Console) -> str:
+    from ..frames import parse_frame
+
+    frame, own = parse_frame(args.from_frame), metadata.get("frame")
+    if own is not None and own != frame:
+        console.note(f"warning: {path} states the frame {own}; it is taken to be in {frame}, as told")
+    return frame
 
 
 def apply_edits(
@@ -351,12 +382,7 @@ def edit_blocks(
     """
     metadata = dict(blocks.metadata)
     if args.from_frame is not None:
-        from ..frames import parse_frame
-
-        frame, stated = parse_frame(args.from_frame), metadata.get("frame")
-        if stated is not None and stated != frame:
-            console.note(f"warning: {path} states the frame {stated}; it is taken to be in {frame}, as told")
-        metadata["frame"] = frame
+        metadata["frame"] = _stated_frame(metadata, path, args, console)
     steps: list[EditStep] = args.edits or []
     if not steps:
         return replace(blocks, metadata=metadata), []

@@ -8,16 +8,28 @@ examples:
   splatcodec decompress scene.splc preview.ply --levels 1
   splatcodec decompress moving.splc frames/ --frames 0:30
   splatcodec decompress scene.splc phone.ply --max-gaussians 500000 --sh-degree 1
+  splatcodec decompress scene.splc chair.ply --crop-box -1,0,-1,1,2,1 --rotate-xyz -90,0,0
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
+from typing import Any
 
 from .. import moving
 from ..arguments import add_json, add_overwrite, add_threads, box, human_bytes, nonnegative_int, positive_int
 from ..console import Console
+from ..edit_options import (
+    add_edit_options,
+    apply_edits,
+    edit_blocks,
+    edits_by_row,
+    has_edits,
+    no_edits_of_moving,
+    stated,
+)
 from ..exit_codes import ExitCode
 
 
@@ -55,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="of a moving scene with --profile video: its planes as MP4, a file a group",
     )
+    add_edit_options(parser, without=("sh-degree",))
     add_threads(parser)
     add_overwrite(parser)
     add_json(parser, "what was done")
@@ -66,12 +79,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from ...errors import ParameterError
 
     if api.is_moving(args.input):
+        no_edits_of_moving(args)
         return moving.decompress(args, console)
     if args.frames or args.planes:
         raise ParameterError(f"--{'frames' if args.frames else 'planes'} is for moving scenes", file=args.input)
     started = time.perf_counter()
     damage: list[str] = []
-    part = {
+    part: dict[str, Any] = {
         "level": args.levels,
         "tile": args.tile,
         "region": args.region,
@@ -81,15 +95,18 @@ def run(args: argparse.Namespace, console: Console) -> int:
         "keep_going": args.keep_going,
         "damage": damage,
     }
-    facts = api.decompress_file(
-        args.input,
-        args.output,
-        overwrite=args.overwrite,
-        format=args.format,
-        threads=args.threads,
-        progress=console.progress,
-        **part,
-    )
+    if has_edits(args):
+        facts = _edited(args, console, part)
+    else:
+        facts = api.decompress_file(
+            args.input,
+            args.output,
+            overwrite=args.overwrite,
+            format=args.format,
+            threads=args.threads,
+            progress=console.progress,
+            **part,
+        )
     seconds = time.perf_counter() - started
     identical = facts.get("identical")
     if args.json:
@@ -112,3 +129,32 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.error(f"error: {args.output}: not identical to the source: {differs}")
         return ExitCode.CHECK_FAILED
     return ExitCode.OK
+
+
+def _edited(args: argparse.Namespace, console: Console, part: dict[str, Any]) -> dict[str, Any]:
+    """Decode, edit and write; block by block where format and steps allow that.
+
+    Returns:
+        What `api.decompress_file` returns of a part of a scene, and `edits`.
+    """
+    from ... import api, formats
+    from ...errors import ParameterError
+
+    if not args.overwrite and os.path.lexists(args.output):
+        raise ParameterError("the file exists", file=args.output, hint="--overwrite replaces it")
+    target: dict[str, Any] = {"format": args.format, "overwrite": args.overwrite}
+    to_splc = args.format == "splc" or (args.format is None and args.output.lower().endswith(api.SUFFIX))
+    how: dict[str, Any] = {"threads": args.threads, "progress": console.progress, **part}
+    with api.open(args.input) as scene:
+        blocks = None
+        if edits_by_row(args) and not to_splc and formats.writes_blocks(args.output, format=args.format):
+            blocks = scene.blocks(**how)
+        if blocks is not None:
+            blocks, steps = edit_blocks(blocks, args.input, args, console)
+            losses, count = formats.write_blocks(blocks, args.output, **target), blocks.num_gaussians
+        else:
+            decoded = stated(scene.read(**how), args.input, args, console)
+            decoded, steps = apply_edits(decoded, args, console, threads=args.threads)
+            losses, count = api.write(decoded, args.output, **target), decoded.num_gaussians
+        facts = {"num_gaussians": count, "lossless": scene.lossless, "losses": losses, "edits": steps}
+    return {**facts, "size_bytes": os.path.getsize(args.output) if os.path.isfile(args.output) else 0}

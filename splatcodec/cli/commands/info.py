@@ -3,10 +3,12 @@
 Of a .splc file, without decoding it: version, features, chunks, counts, bytes by chunk type, levels and where in the
 file each is complete, metadata; with --verbose every chunk. Of any other format: its name, Gaussians, SH degree, side
 arrays, bounds and counts of values that cannot be drawn.
+With edit steps it says that, also of a .splc file, of the scene that they would leave; nothing is written.
 
 examples:
   splatcodec info scene.splc
   splatcodec info scene.ply --json
+  splatcodec info scene.ply --crop-sphere 0,0,0,2 --min-opacity 0.1
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from .. import moving
 from ..arguments import add_json, human_bytes
 from ..console import Console
+from ..edit_options import add_edit_options, apply_edits, has_edits, no_edits_of_moving, read_scene
 from ..exit_codes import ExitCode
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
     parser.add_argument("input", metavar="FILE", help="a .splc file or a scene in any format that can be read")
+    add_edit_options(parser)
     add_json(parser, "everything")
 
 
@@ -35,12 +39,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from ... import api
 
     if api.is_moving(args.input):
+        no_edits_of_moving(args)
         facts, lines = moving.describe(args.input, console.verbose)
-    elif not os.path.isdir(args.input) and api.is_splc(args.input):
+    elif not has_edits(args) and not os.path.isdir(args.input) and api.is_splc(args.input):
         facts = describe_splc(args.input, with_chunks=console.verbose)
         lines = _splc_lines(facts)
     else:
-        facts = describe_scene(args.input)
+        edited, steps = apply_edits(read_scene(args.input, args, console), args, console)
+        facts = describe_scene(args.input, edited)
+        if steps:
+            facts["edits"] = steps
         lines = _scene_lines(facts)
     if args.json:
         console.json(facts)
@@ -95,13 +103,13 @@ def describe_splc(path: str, with_chunks: bool = False) -> dict[str, Any]:
         return facts
 
 
-def describe_scene(path: str) -> dict[str, Any]:
-    """Facts from the values of a scene in another format."""
+def describe_scene(path: str, gaussians: Gaussians) -> dict[str, Any]:
+    """Facts from the values that were read of a file, or are left of them."""
     from ... import api
     from ...formats import detect
 
-    fmt = None if path.lower().endswith(api.SUFFIX) else detect(path)
-    gaussians = api.read(path)
+    is_splc = path.lower().endswith(api.SUFFIX) or (os.path.isfile(path) and api.is_splc(path))
+    fmt = None if is_splc else detect(path)
     files = [path] if os.path.isfile(path) else [entry.path for entry in os.scandir(path) if entry.is_file()]
     return {
         "file": path,
@@ -159,9 +167,11 @@ def _splc_lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _scene_lines(facts: dict[str, Any]) -> list[str]:
+    then = "after the edit steps " if facts.get("edits") else ""
     lines = [
-        f"{facts['file']}: {facts['title'] or facts['format']}",
-        f"  {human_bytes(facts['size_bytes'])}, {facts['num_gaussians']:,} Gaussians, SH degree {facts['sh_degree']}",
+        f"{facts['file']}: {facts['title'] or '.splc'}",
+        f"  {human_bytes(facts['size_bytes'])}, {then}{facts['num_gaussians']:,} Gaussians, "
+        f"SH degree {facts['sh_degree']}",
     ]
     if facts["extras"]:
         lines.append("  side arrays: " + ", ".join(f"{name} ({kind})" for name, kind in facts["extras"].items()))
