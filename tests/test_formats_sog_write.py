@@ -266,9 +266,16 @@ def test_colors_are_the_cheapest(seed, log_price):
         assert cost(i, codes[i], False) == pytest.approx(cost(i, np.array(best), False))
     kernels.choose_colors(0, 12, values, weights, price, book, bits, True, codes)
     for i in range(12):
-        # Not the best of all greens, but no worse than the nearest colour and than the cheapest green alone.
-        near = np.abs(values[i][:, None] - book).argmin(1)
-        assert cost(i, codes[i], True) <= cost(i, near, True) + 1e-9
+        # The best of all reds and blues, and of the greens near to the one that is cheapest alone.
+        alone = np.argmin(weights[i] * (values[i, 1] - book) ** 2 + price * bits[1])
+        least = np.inf
+        for green in range(max(alone - 2, 0), min(alone + 3, 256)):
+            channels = [
+                np.argmin(weights[i] * (values[i, k] - book) ** 2 + price * bits[k][(np.arange(256) - green) % 256])
+                for k in (0, 2)
+            ]
+            least = min(least, cost(i, np.array([channels[0], green, channels[1]]), True))
+        assert cost(i, codes[i], True) == pytest.approx(least)
 
 
 def test_positions_without_a_price_are_the_nearest(rng):

@@ -32,6 +32,8 @@ _PRICINGS = 2
 # Entries are found from this many rows at most; all are read in blocks of so many.
 _MOST_FITTED = 1 << 19
 _ROWS = 1 << 15
+# How often all rows are read then.
+_NAMINGS = 3
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def fit_palette(
 
     Args:
         rows_of: indices or a slice -> (n, D) float32 rows, D a multiple of 3, colour innermost, finite; and (n,)
-            float64, positive: squared error counts this much.
+            float64, positive: squared error counts this much. Rows of indices are written over.
         count: N, at least 1.
         price: squared error worth one bit.
         max_entries: most entries.
@@ -123,13 +125,20 @@ def fit_palette(
     # Along principal axes distances grow fast, so that most comparisons end early.
     sample = sample_rows(len(rows), SAMPLE)
     moment = (rows[sample] * weights[sample, None].astype(np.float32)).T @ rows[sample]
-    basis = np.ascontiguousarray(np.linalg.eigh(moment.astype(np.float64))[1][:, ::-1].astype(np.float32))
+    basis = np.linalg.eigh(moment.astype(np.float64))[1][:, ::-1]
     fit = _fit(rows, weights, share, basis, entries, max_entries, rounds, lambda share: tell(0.8 * share))
     if len(fitted) < count:
         del rows, weights
         fit = _named_by_all(rows_of, count, basis, fit, entries)
     entries.learn(fit.means, fit.masses)
     return Palette(entries.code(fit.means, fit.masses), entries.book, fit.labels, fit.masses)
+
+
+def _turn(rows: npt.NDArray[np.float32], basis: Floats) -> None:
+    """Multiply rows by a basis where they lie: of all that is held here they are the largest."""
+    narrow = np.ascontiguousarray(basis, np.float32)
+    for part in row_blocks(len(rows)):
+        rows[part] = rows[part] @ narrow
 
 
 @dataclass
@@ -145,7 +154,7 @@ def _fit(
     rows: npt.NDArray[np.float32],
     weights: Floats,
     share: float,
-    basis: npt.NDArray[np.float32],
+    basis: Floats,
     entries: _Entries,
     max_entries: int,
     rounds: int,
@@ -153,10 +162,11 @@ def _fit(
 ) -> _Clusters:
     count, size = rows.shape
     price, threads = entries.price, entries.threads
-    turned = np.ascontiguousarray(rows @ basis)
     members = np.arange(count)
     nodes = np.empty((2 * count, 3), np.int64)
-    num_nodes = kernels.grow_tree(turned, weights, _LEAST_ENTRY_BITS * price, members, nodes)
+    _turn(rows, basis)
+    num_nodes = kernels.grow_tree(rows, weights, _LEAST_ENTRY_BITS * price, members, nodes)
+    _turn(rows, basis.T)
     nodes = nodes[:num_nodes].copy()
     tell(0.3)
     errors, rates, best = np.empty(num_nodes), np.empty(num_nodes), np.empty(num_nodes)
@@ -172,14 +182,17 @@ def _fit(
         kernels.sum_clusters(rows, weights, labels, means, masses, counts)
         entries.learn(means, masses)
         tell(0.3 + 0.4 * (turn + 1) / _PRICINGS)
+    del members, nodes, errors, rates, best
+    _turn(rows, basis)
+    means = means @ basis
     neighbors = None
     for turn in range(rounds):
         if len(means) == 1:
             break
-        values = np.ascontiguousarray(means.astype(np.float32) @ basis)
+        values = means.astype(np.float32)
         if neighbors is None:
             neighbors = _neighbors(values)
-        _move(turned, weights, values, neighbors, price, share * _label_bits(counts), labels, threads)
+        _move(rows, weights, values, neighbors, price, share * _label_bits(counts), labels, threads)
         used = np.bincount(labels, minlength=len(means)) > 0
         if not used.all():
             labels = (np.cumsum(used) - 1).astype(np.int32)[labels]
@@ -187,7 +200,7 @@ def _fit(
             masses, counts = np.zeros(len(means)), np.zeros(len(means), np.int64)
         kernels.sum_clusters(rows, weights, labels, means, masses, counts)
         tell(0.7 + 0.3 * (turn + 1) / rounds)
-    return _Clusters(means, masses, labels)
+    return _Clusters(means @ basis.T, masses, labels)
 
 
 def _neighbors(values: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
@@ -219,34 +232,40 @@ def _move(
 def _named_by_all(
     rows_of: Callable[[Any], tuple[npt.NDArray[np.float32], Floats]],
     count: int,
-    basis: npt.NDArray[np.float32],
+    basis: Floats,
     fit: _Clusters,
     entries: _Entries,
 ) -> _Clusters:
     """The same entries, named by all rows: down a tree of the entries, then to neighbours while that is cheaper."""
     size = fit.means.shape[1]
     label_bits = _label_bits(np.bincount(fit.labels, minlength=len(fit.means)))
-    values = np.ascontiguousarray(fit.means.astype(np.float32) @ basis)
+    narrow = np.ascontiguousarray(basis, np.float32)
+    values = (fit.means @ basis).astype(np.float32)
     members = np.arange(len(values))
     nodes = np.empty((2 * len(values), 3), np.int64)
     nodes = nodes[: kernels.grow_tree(values, fit.masses, 0.0, members, nodes)].copy()
     centers = np.empty((len(nodes), size), np.float32)
     kernels.node_means(values, fit.masses, members, nodes, centers)
     neighbors = _neighbors(values) if len(values) > 1 else None
-    labels = np.empty(count, np.int32)
-    sums, masses = np.zeros((len(values), size)), np.zeros(len(values))
-    for part in row_blocks(count, _ROWS):
-        rows, weights = rows_of(part)
-        turned = np.ascontiguousarray(rows @ basis)
-        here = labels[part]
-        tasks = [(*block, turned, members, nodes, centers, here) for block in blocks(len(turned))]
-        run_threaded(kernels.descend, tasks, entries.threads)
-        if neighbors is not None:
-            _move(turned, weights, values, neighbors, entries.price, label_bits, here, entries.threads)
-        kernels.add_to_clusters(rows, weights, here, sums, masses)
-    used = masses > 0
+    labels = np.full(count, -1, np.int32)
+    for turn in range(_NAMINGS):
+        sums, masses = np.zeros((len(values), size)), np.zeros(len(values))
+        for part in row_blocks(count, _ROWS):
+            rows, weights = rows_of(part)
+            rows, here = rows @ narrow, labels[part]
+            if turn == 0:
+                tasks = [(*block, rows, members, nodes, centers, here) for block in blocks(len(rows))]
+                run_threaded(kernels.descend, tasks, entries.threads)
+            if neighbors is not None:
+                _move(rows, weights, values, neighbors, entries.price, label_bits, here, entries.threads)
+            kernels.add_to_clusters(rows, weights, here, sums, masses)
+        # Entries move to where all of their rows are; the next turn may find nearer ones.
+        used = masses > 0
+        means = sums / np.where(used, masses, 1.0)[:, None]
+        values = np.where(used[:, None], means, values).astype(np.float32)
+        label_bits = _label_bits(np.bincount(labels, minlength=len(values)))
     labels = (np.cumsum(used) - 1).astype(np.int32)[labels]
-    return _Clusters(sums[used] / masses[used, None], masses[used], labels)
+    return _Clusters(means[used] @ basis.T, masses[used], labels)
 
 
 def _node_blocks(nodes: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
