@@ -211,6 +211,14 @@ def test_frames_between_formats(tmp_path):
     assert_same(api.read(tmp_path / "a.ply"), api.read(spz))
 
 
+def test_an_unknown_suffix_is_told_with_all_that_can_be_written(ply, tmp_path, capsys):
+    assert call("convert", ply, tmp_path / "out.xyz") == ExitCode.USAGE
+    told = capsys.readouterr().err
+    assert all(suffix in told for suffix in (".splc", ".spz", ".compressed.ply"))
+    assert call("convert", ply, tmp_path / "out.slpc") == ExitCode.USAGE
+    assert ".splc" in capsys.readouterr().err
+
+
 # --- compress and render ---
 
 

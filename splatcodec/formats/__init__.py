@@ -351,6 +351,8 @@ def _target(where: Path, is_folder: bool, format: str | None) -> tuple[Format, P
             fmt = by_suffix[0]
         else:
             known = [suffix for fmt in formats().values() if fmt.can_write for suffix in fmt.suffixes]
+            if where.suffix != ".splc":  # which `splatcodec.write` and `convert` know, and ask here for all others
+                known.append(".splc")
             raise UnknownIdError.of("suffix", "".join(where.suffixes) or where.name, known, file=text)
     if not fmt.can_write:
         raise UnsupportedError(f"{fmt.title} can be read but not written", file=text)
