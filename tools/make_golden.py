@@ -3,7 +3,7 @@
 
     python tools/make_golden.py                  # what today's encoder would write, and how it differs from the files
     python tools/make_golden.py --write          # write cases that are missing or differ
-    python tools/make_golden.py lossy-sh3        # some cases only
+    python tools/make_golden.py lossy-sh3 moving/motion        # some cases only
 
 tests/test_golden.py holds the decoder to the files; only this program writes them, and only when told. A case of a
 released version is never changed: it gets a new neighbour.
@@ -35,17 +35,23 @@ from splatcodec import api
 from splatcodec.bitstream.container import MAJOR, MINOR
 from splatcodec.errors import SplatCodecError, SplatCodecWarning
 from splatcodec.formats import WriteOptions, formats
-from splatcodec.gaussians import Gaussians
+from splatcodec.gaussians import Gaussians, unit_quats
 from splatcodec.preprocess.codebooks import fit_codebooks, residual_labels
 from splatcodec.preprocess.plan import LossyOptions
 from splatcodec.sample import sample_scene
+from splatcodec.sequence.fit import quat_product
+from splatcodec.sh_rotation import turned_sh
 from splatcodec.stages.neural_color import ColourField, GridShape
+from splatcodec.stages.transform import rotation_matrices
 from splatcodec.stages.vector_quantize import VectorQuantized
 from splatcodec.static import encoder, stored
 from splatcodec.static.learned import LearnedParts
 from splatcodec.static.learned_encoder import encode_learned
 
-__all__ = ["ARRAYS", "CASES", "GOLDEN", "Case", "arrays_of", "encode", "structure"]
+__all__ = [
+    "ARRAYS", "CASES", "GOLDEN", "MOVING", "Case", "MovingCase", "arrays_of", "arrays_of_moving", "encode",
+    "encode_moving", "moving_structure", "structure",
+]  # fmt: skip
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "bitstreams" / "golden"
@@ -77,6 +83,23 @@ class Case:
     suffix: str = ".ply"
     stored: bool = False
     parts: Callable[[Gaussians], LearnedParts] | None = None
+
+
+@dataclass(frozen=True)
+class MovingCase:
+    """One golden file of a moving scene, in the folder `moving`.
+
+    Attributes:
+        exercises: what it is for.
+        source: makes the frames.
+        options: arguments of `api.compress_sequence`.
+        frames: of which `expected.npz` has the arrays, as `frame_NUMBER_NAME`.
+    """
+
+    exercises: str
+    source: Callable[[], list[Gaussians]]
+    options: dict[str, Any]
+    frames: tuple[int, ...]
 
 
 # --- scenes -----------------------------------------------------------------------------------------------------------
@@ -303,6 +326,55 @@ CASES: dict[str, Case] = {
 }
 
 
+def _moving(count: int, sh_degree: int, num_frames: int, constant: bool = False) -> list[Gaussians]:
+    """Two thirds turn as one body, others bend away, rest, appear, vanish, or change colour at once."""
+    scene = _scene(count, sh_degree)
+    scene = scene.replaced(quats=unit_quats(scene.quats), opacities=np.maximum(scene.opacities, 0.0))
+    body = np.arange(count) < 2 * count // 3
+    bends, jumps = ~body & (np.arange(count) % 3 == 0), ~body & (np.arange(count) % 3 == 1)
+    frames = []
+    for f in range(num_frames):
+        turn = np.array([np.cos(0.1 * f), 0.0, 0.0, np.sin(0.1 * f)])
+        matrix = rotation_matrices(turn[None])[0]
+        means, quats, opacities = scene.means.astype(np.float64), scene.quats.copy(), scene.opacities.copy()
+        sh0, shN = scene.sh0.copy(), scene.shN.copy()
+        means[body] = means[body] @ matrix.T + [0.02 * f, 0.0, 0.01 * f]
+        quats[body] = quat_product(turn[None], quats[body].astype(np.float64)).astype(np.float32)
+        if sh_degree:
+            shN[body] = turned_sh(shN[body], matrix)
+        means[bends] += np.outer(means[bends, 0], [0.0, 0.01, 0.0]) * f * f
+        sh0[jumps] += 0.5 * (f >= num_frames // 4)
+        if not constant:
+            opacities[-3:] = 2.0 if f > 0 else -14.0
+            opacities[-6:-3] = 2.0 if f < num_frames - 2 else -14.0
+        frames.append(
+            scene.replaced(means=means.astype(np.float32), quats=quats, opacities=opacities, sh0=sh0, shN=shN)
+        )
+    return frames
+
+
+MOVING: dict[str, MovingCase] = {
+    "motion": MovingCase(
+        "groups with motion, the later ones on the first one's scene: a rigid node, tracks, lives, an event",
+        lambda: _moving(48, 1, 8),
+        {"fps": 24, "group": 4, "effort": 1, "prune": False, "profile": "motion", "quality": 70},
+        (1, 6),
+    ),
+    "video": MovingCase(
+        "groups of planes for video decoders, H.264",
+        lambda: _moving(40, 0, 4, constant=True),
+        {"fps": "30000/1001", "group": 3, "effort": 1, "prune": False, "profile": "video", "quality": 60},
+        (1, 3),
+    ),
+    "still": MovingCase(
+        "one frame with motion, and nothing that moves",
+        lambda: _moving(8, 0, 1, constant=True),
+        {"prune": False, "effort": 1},
+        (0,),
+    ),
+}
+
+
 # --- making one -------------------------------------------------------------------------------------------------------
 
 
@@ -344,6 +416,27 @@ def encode(case: Case, threads: int | None = None) -> bytes:
         return encode_learned(looks, parts, wanted_psnr_db=40.0, threads=threads)
     with _layout_of(case), _as_source(case.source(), case.suffix) as source:
         return api.compress(source, threads=threads, **case.options)
+
+
+def encode_moving(case: MovingCase, threads: int | None = None) -> bytes:
+    """The file that today's encoder makes of a case."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "moving.splc"
+        api.compress_sequence(iter(case.source()), path, threads=threads, **case.options)
+        return path.read_bytes()
+
+
+def arrays_of_moving(case: MovingCase, stream: bytes) -> dict[str, npt.NDArray[Any]]:
+    """Everything of some frames that a decoder must give, by name."""
+    with api.open_moving(stream) as scene:
+        return {f"frame_{k}_{name}": getattr(scene.frame(k), name) for k in case.frames for name in ARRAYS}
+
+
+def moving_structure(stream: bytes) -> list[list[tuple[str, int]]]:
+    """Type and count of every chunk of every group."""
+    with api.open_moving(stream) as scene:
+        groups = [scene.sequence.read_group(entry)[0] for entry in scene.groups]
+        return [[(entry.type, entry.count) for entry in group.chunks] for group in groups]
 
 
 def arrays_of(scene: Gaussians) -> dict[str, npt.NDArray[Any]]:
@@ -407,13 +500,38 @@ def describe(case: Case, stream: bytes, decoded: Gaussians) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value is not None}
 
 
+def describe_moving(case: MovingCase, stream: bytes) -> dict[str, Any]:
+    """The content of case.json."""
+    frames = case.source()
+    with api.open_moving(stream) as scene:
+        return {
+            "exercises": case.exercises,
+            "spec": f"{MAJOR}.{MINOR}",
+            "sha256": hashlib.sha256(stream).hexdigest(),
+            "size_bytes": len(stream),
+            "generator": "splatcodec.sample.sample_scene, moved as tools/make_golden.py says",
+            "seed": _SEED,
+            "num_gaussians": frames[0].num_gaussians,
+            "num_frames": scene.num_frames,
+            "fps": scene.fps,
+            "options": case.options,
+            "producible": True,
+            "structure": [[list(chunk) for chunk in group] for group in moving_structure(stream)],
+        }
+
+
 def _npz(arrays: dict[str, npt.NDArray[Any]]) -> bytes:
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
 
 
-def difference(name: str, stream: bytes, decoded: Gaussians) -> list[str]:
+def difference(
+    name: str,
+    stream: bytes,
+    decoded: dict[str, npt.NDArray[Any]],
+    structure: Callable[[bytes], Any] = structure,
+) -> list[str]:
     """How a new stream differs from the one that is there; empty if it does not."""
     folder = GOLDEN / name
     if not all((folder / file).is_file() for file in ("stream.splc", "expected.npz", "case.json")):
@@ -429,7 +547,7 @@ def difference(name: str, stream: bytes, decoded: Gaussians) -> list[str]:
         except SplatCodecError as error:
             lines.append(f"the old stream can no longer be read: {error}")
     with np.load(folder / "expected.npz") as expected:
-        for key, array in arrays_of(decoded).items():
+        for key, array in decoded.items():
             if key not in expected:
                 lines.append(f"{key}: new")
             elif expected[key].shape != array.shape:
@@ -447,24 +565,33 @@ def main() -> int:
     parser.add_argument("cases", nargs="*", metavar="CASE", help="names of cases (default: all)")
     parser.add_argument("--write", action="store_true", help="write what is missing or differs")
     arguments = parser.parse_args()
-    unknown = set(arguments.cases) - set(CASES)
+    known = [*CASES, *(f"moving/{name}" for name in MOVING)]
+    unknown = set(arguments.cases) - set(known)
     if unknown:
-        parser.error(f"unknown case {', '.join(sorted(unknown))}; known: {', '.join(CASES)}")
+        parser.error(f"unknown case {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     total = differing = 0
-    for name in arguments.cases or CASES:
-        case = CASES[name]
-        stream = encode(case)
-        decoded = api.decompress(stream)
+    for name in arguments.cases or known:
+        if name in CASES:
+            stream = encode(CASES[name])
+            scene = api.decompress(stream)
+            arrays = arrays_of(scene)
+            lines = difference(name, stream, arrays)
+            facts = functools.partial(describe, CASES[name], stream, scene)
+        else:
+            case = MOVING[name.removeprefix("moving/")]
+            stream = encode_moving(case)
+            arrays = arrays_of_moving(case, stream)
+            lines = difference(name, stream, arrays, moving_structure)
+            facts = functools.partial(describe_moving, case, stream)
         total += len(stream)
-        lines = difference(name, stream, decoded)
         differing += bool(lines)
         print(f"{name}: {len(stream)} bytes, {'; '.join(lines) or 'unchanged'}")
         if lines and arguments.write:
             folder = GOLDEN / name
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "stream.splc").write_bytes(stream)
-            (folder / "expected.npz").write_bytes(_npz(arrays_of(decoded)))
-            (folder / "case.json").write_text(json.dumps(describe(case, stream, decoded), indent=2) + "\n")
+            (folder / "expected.npz").write_bytes(_npz(arrays))
+            (folder / "case.json").write_text(json.dumps(facts(), indent=2) + "\n")
     written = "written" if arguments.write else "not written; --write does"
     print(
         f"{total} bytes of streams; {differing} cases differ ({written})" if differing else f"{total} bytes, unchanged"

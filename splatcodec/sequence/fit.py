@@ -100,13 +100,17 @@ class Block:
 
 def fill_absent(values: npt.NDArray[np.float32], present: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
     """(F, M, ...) values where rows that are not there have those of the nearest earlier frame, or else later one."""
-    if present.all():
+    partial = np.flatnonzero(~present.all(0))
+    if not len(partial):
         return values
+    present = present[:, partial]
     frames = np.arange(len(present))[:, None]
     earlier = np.maximum.accumulate(np.where(present, frames, -1), axis=0)
     later = np.minimum.accumulate(np.where(present, frames, len(present))[::-1], axis=0)[::-1]
     source = np.where(earlier >= 0, earlier, np.minimum(later, len(present) - 1))
-    return values[source, np.arange(values.shape[1])[None]]
+    filled = values.copy()
+    filled[:, partial] = values[source, partial[None]]
+    return filled
 
 
 def quat_product(a: Floats, b: Floats) -> Floats:
@@ -242,6 +246,7 @@ def find_nodes(
     failures = 0
     tree = cKDTree(source[pool])
     alive = np.ones(len(pool), bool)  # not yet in a node
+    free, rests, sampled, shown = pool, source[pool], paths[np.ix_(samples, pool)], block.present[np.ix_(samples, pool)]
     while alive.sum() >= least and len(pivots) < most and failures < 24:
         start = int(rng.choice(np.flatnonzero(alive)))
         near = tree.query(source[pool[start]], k=min(48, len(pool)))[1]
@@ -255,12 +260,11 @@ def find_nodes(
             motions = {
                 int(f): _rigid(source[members], paths[f, members].astype(np.float64), weights[f]) for f in samples
             }
-            free = pool[alive]
             error = np.zeros(len(free))
-            for f, (rotation, shift) in motions.items():
-                away = source[free] @ rotation.T + shift - paths[f, free]
-                error += np.where(block.present[f, free], (away * away).sum(1), 0.0)
-            seen = block.present[samples][:, free].sum(0)
+            for k, (rotation, shift) in enumerate(motions.values()):
+                away = rests @ rotation.T + shift - sampled[k]
+                error += np.where(shown[k], np.einsum("nk,nk->n", away, away), 0.0)
+            seen = shown.sum(0)
             close = np.sqrt(error / np.maximum(seen, 1)) < _FOLLOWS * tolerance[free]
             followers = free[close & (seen > 0)]
             settled = len(followers) < 8 or np.array_equal(followers, members)
@@ -287,7 +291,9 @@ def find_nodes(
         pivots.append(pivot)
         turns.append(turn)
         shifts.append(moves_by)
+        stays = ~np.isin(free, members)
         alive[np.isin(pool, members)] = False
+        free, rests, sampled, shown = free[stays], rests[stays], sampled[:, stays], shown[:, stays]
     if pivots and max(int(np.abs(part).max()) for part in (*pivots, *shifts)) < 1 << 28:
         nodes.pivots, nodes.turns, nodes.shifts = np.array(pivots), np.array(turns), np.array(shifts)
         _adopt(nodes, block, source, fixed, paths, tolerance)

@@ -8,6 +8,7 @@ import { Container } from "../../splatcodec/player/decoder/sequence.js";
 import { PackageGroups } from "../../splatcodec/player/segments.js";
 import { digest, pieces, rejection, report, sameBits } from "./common.mjs";
 import { random } from "./generate.mjs";
+import { openGroup, readSequence } from "./slow_moving.mjs";
 import { unpackFrame } from "./unpack.mjs";
 
 const CODES = new Set(["format", "truncated", "checksum", "unsupported", "limit"]);
@@ -73,6 +74,57 @@ const jobs = {
         }
         file.close();
       }
+      totals.cases++;
+    }
+    report(totals);
+  },
+
+  /** The player's frames and those of the slow reader. */
+  async agree(folder) {
+    const { cases } = JSON.parse(readFileSync(`${folder}/cases.json`, "utf8"));
+    const totals = { cases: 0, frames: 0, gaussians: 0, turned: 0, videos: 0, shape_error: 0, sh_error: 0 };
+    for (const { name, stream, pictures, frames } of cases) {
+      const bytes = new Uint8Array(readFileSync(stream));
+      const slow = readSequence(bytes);
+      const file = await openMoving(bytes, { openPictures: picturesFrom(pictures) });
+      assert.equal(file.fps, slow.fps, name);
+      assert.equal(file.numFrames, slow.groups.reduce((sum, group) => sum + group.frames, 0), name);
+      for (const group of slow.groups) {
+        const wanted = frames.filter(({ number }) => number >= group.first && number < group.first + group.frames);
+        if (!wanted.length) continue;
+        const opened = openGroup(slow, group);
+        const lumas = [];
+        if (opened.video) {
+          const source = picturesFrom(pictures)(opened.video);
+          for (let f = 0; f < group.frames; f++) lumas.push((await source.next()).luma);
+          totals.videos++;
+        }
+        for (const { number, count } of wanted) {
+          const what = `${name} frame ${number}`;
+          const expected = opened.frame(number - group.first, lumas[number - group.first]);
+          const got = await file.frame(number);
+          assert.deepEqual([got.count, expected.alphas.length], [count, count], what);
+          for (const key of ["means", "alphas", "sh0"]) sameBits(got[key], expected[key], `${what} ${key}`);
+          const width = expected.shN.length / Math.max(count, 1);
+          assert.equal(got.shN.length, expected.shN.length, what);
+          expected.nodes.forEach((node, i) => {
+            const mine = got.shN.subarray(width * i, width * (i + 1));
+            const other = expected.shN.slice(width * i, width * (i + 1));
+            if (!node) sameBits(mine, other, `${what} shN of ${i}`);
+            const most = Math.max(1e-12, ...other.map(Math.abs));
+            for (let k = 0; k < width; k++) totals.sh_error = Math.max(totals.sh_error, Math.abs(mine[k] - other[k]) / most);
+            const [a, b] = [got, expected].map(({ covariances }) => covariances.slice(6 * i, 6 * i + 6));
+            const size = b[0] + b[3] + b[5];
+            for (let k = 0; k < 6; k++) {
+              totals.shape_error = Math.max(totals.shape_error, (Math.abs(a[k] - b[k]) - expected.floors[i]) / size);
+            }
+            totals.turned += node ? 1 : 0;
+          });
+          totals.gaussians += count;
+          totals.frames++;
+        }
+      }
+      file.close();
       totals.cases++;
     }
     report(totals);

@@ -3,18 +3,18 @@
 //
 // Numbers are plain; products that may leave 2^53 or 32 bits are BigInt or use * and Math.floor instead of shifts.
 
-const floorDiv = (a, b) => Math.floor(a / b);
-const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
+export const floorDiv = (a, b) => Math.floor(a / b);
+export const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 const bitLength = (x) => (x === 0 ? 0 : x.toString(2).length);
-const unzigzag = (u) => (u % 2 === 0 ? u / 2 : -(u + 1) / 2);
+export const unzigzag = (u) => (u % 2 === 0 ? u / 2 : -(u + 1) / 2);
 
-function must(condition, message) {
+export function must(condition, message) {
   if (!condition) throw new Error(message);
 }
 
 // --- 1. File layout -----------------------------------------------------------------------------------------------
 
-class Bytes {
+export class Bytes {
   constructor(bytes) {
     this.bytes = bytes;
     this.view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
@@ -59,8 +59,8 @@ export function crc32(bytes) {
   return (crc ^ 0xffffffff) >>> 0;
 }
 
-/** Header, features and chunks with their payloads, all checksums checked. */
-export function readContainer(file) {
+/** Header, features and chunks with their payloads, all checksums checked. `known`: features that the caller reads. */
+export function readContainer(file, known = ["lossy-1", "extras-1"]) {
   const r = new Bytes(file);
   must(r.ascii(4) === "SPLC", "magic");
   must(r.u8() === 0 && r.u8() === 3, "version");
@@ -79,7 +79,7 @@ export function readContainer(file) {
   for (let left = t.varint(); left > 0n; left--) {
     const required = t.u8() & 1;
     const name = t.ascii(Number(t.varint()));
-    must(!required || name === "lossy-1" || name === "extras-1", `feature ${name}`);
+    must(!required || known.includes(name), `feature ${name}`);
     features.push(name);
   }
   const chunks = [];
@@ -141,7 +141,7 @@ export class Rans {
 const binary = (q) => (slot) =>
   slot < q ? { start: 0, freq: q, symbol: 1 } : { start: q, freq: 4096 - q, symbol: 0 };
 
-function bit(rans, model) {
+export function bit(rans, model) {
   const b = rans.next(binary(model.q()), model);
   model.update(b);
   return b;
@@ -218,7 +218,7 @@ export function makeTable(weight) {
   return freq.map((f, symbol) => ({ symbol, freq: f, start: (start += f) - f }));
 }
 
-const tokenIn = (table) => (slot) => table.find(({ start, freq }) => start <= slot && slot < start + freq);
+export const tokenIn = (table) => (slot) => table.find(({ start, freq }) => start <= slot && slot < start + freq);
 
 // --- 3.1 PARM -----------------------------------------------------------------------------------------------------
 
@@ -376,7 +376,7 @@ export function spread(leaves) {
 
 // --- 3.5 Streams --------------------------------------------------------------------------------------------------
 
-function level(x, n) {
+export function level(x, n) {
   if (x < 4) return Math.min(x, n - 1);
   const b = bitLength(x);
   return Math.min(2 * b - 2 + (floorDiv(x, 2 ** (b - 2)) % 2), n - 1);
@@ -513,10 +513,8 @@ export function reconstruct(p, head, v, grow, gain) {
 
 // --- the whole file -----------------------------------------------------------------------------------------------
 
-/** Every TILE of a file in order, undecorated by levels: {level, tile, head, V, means, gaussians: [...]}. */
-export function readScene(file, layers = 3) {
-  const { numGaussians, features, chunks } = readContainer(file);
-  must(features.includes("lossy-1"), "not lossy");
+/** Parameters, and every TILE in order: {level, tile, head, V, means, place}. */
+export function readParts(chunks, layers = 3) {
   const p = readParameters(chunks.find((chunk) => chunk.type === "PARM").payload);
   const parts = chunks
     .filter((chunk) => chunk.type === "TILE")
@@ -540,8 +538,16 @@ export function readScene(file, layers = 3) {
         readLayer(sh, new PlainBits(r.rest()), p, state, place, range);
         sh.end();
       }
-      return { level, tile, head, V: state.V, means };
+      return { level, tile, head, V: state.V, means, place };
     });
+  return { parameters: p, parts };
+}
+
+/** The parts of a still scene, undecorated by levels. */
+export function readScene(file, layers = 3) {
+  const { numGaussians, features, chunks } = readContainer(file);
+  must(features.includes("lossy-1"), "not lossy");
+  const { parameters, parts } = readParts(chunks, layers);
   const scene = parts.filter((part) => part.level > 0);
   must(scene.reduce((sum, part) => sum + part.means.length, 0) === numGaussians, "number of Gaussians");
   for (const { level, tile, head } of parts) {
@@ -550,7 +556,7 @@ export function readScene(file, layers = 3) {
       must(grow === 0 && gain === 1024, "grow or gain of a full tile");
     }
   }
-  return { parameters: p, parts };
+  return { parameters, parts };
 }
 
 /** Arrays of one part, drawn with the `grow` and `gain` that another says. */
