@@ -130,6 +130,7 @@ _LEAST_DB_PER_OCTAVE = 1.0
 _DB_A_HALVING = 2.8  # of the steps of motion on a kept base
 _FINER = (0.2, 2.0)  # steps of motion over those of the base, where a quality is asked for
 _COARSEST = 64.0
+_PATIENCE = 1.3
 _NOT_ENOUGH_DB = 1.0  # so much less than wanted takes a new base
 _WELL_USED, _AIM = 0.93, 0.97  # of a budget in bytes
 _MISSING = 0.002  # share of a group's importance that may be left out of a base before it is extended
@@ -212,7 +213,7 @@ class MotionEncoder:
         self._reached = np.inf  # PSNR of the last group with a scene
         self._budget: BitrateBudget | None = None
         self._kept: _Part | None = None
-        self._number = 0
+        self._still_serves = 0.0  # bytes of motion at which the kept base was better than another
         self._next = 0
 
     def start_at(self, number: int) -> None:
@@ -285,7 +286,7 @@ class MotionEncoder:
             fits = self._budget is None or other.chunks.size_bytes <= self._budget.allowed(block.num_frames / self.rate)
             if not saves and fits:
                 group, part = other, other_part
-        self._kept = part
+        self._kept, self._still_serves = part, 0.0
         return group
 
     def _with_kept_base(self, block: Block, kept: _Part, number: int, pool: ThreadPoolExecutor) -> EncodedGroup | None:
@@ -330,13 +331,16 @@ class MotionEncoder:
             return self._fitting_motion(block, fit, parts, number, pool)
         group, enough = self._good_motion(block, fit, parts, number, pool)
         # A base that no longer fits costs more motion than a new one would, or is not good enough.
-        if not enough or _motion_bytes(group) > 0.5 * kept.encoded.size_bytes:
+        moves = _motion_bytes(group)
+        if not enough or moves > max(0.5 * kept.encoded.size_bytes, self._still_serves):
             slope, finer = self._slope, self._finer
             own = self._with_own_base(block, number, pool)
             if not enough or own.chunks.size_bytes <= group.chunks.size_bytes:
                 self._finer = 1.0
                 return own
             self._kept, self._slope, self._finer = kept, slope, finer
+            # What little effort has tried once it does not try again before things get worse.
+            self._still_serves = _PATIENCE * moves if self.options.effort <= 2 else 0.0
         return group
 
     def _good_motion(
@@ -831,14 +835,18 @@ def _choose_tracks(
     """
     components = track_components(degree)
     candidates: list[tuple[npt.NDArray[np.int64], Floats]] = []
+    shared: list[npt.NDArray[np.float32]] = []
     for track in range(TRACKS):
         paths = _paths(sources, exponents, scale, track) if components[track] and frames > 1 else []
-        shared = [_shared(path, e[:, track], components[track]) for path, e in zip(paths, exponents)]
-        if track != COLOR:
-            shared = []
+        drifts = (
+            [_shared(path, e[:, track], components[track]) for path, e in zip(paths, exponents)]
+            if track == COLOR
+            else []
+        )
+        shared = drifts or shared
         shows = [source.shows if track == TURN else np.ones(len(source.shows)) for source in sources]
         candidates.append(
-            _shapes_of(paths, frames, shared, components[track], coherence, shows)
+            _shapes_of(paths, frames, drifts, components[track], coherence, shows)
             if paths
             else (np.zeros((0, frames), np.int64), np.zeros(0))
         )
@@ -862,7 +870,7 @@ def _choose_tracks(
             shown = sources[k].shows[:, None, None] if track == TURN else np.float64(1.0)
             worth = _worth(c, shown).sum((1, 2)) - _PRICE * _BITS_A_TRACK > 0
             if track == COLOR and len(found):
-                drift = _shared(path, e[:, track], components[track]) @ solve
+                drift = shared[k] @ solve
                 drift = drift.reshape(-1, components[track], len(found)).transpose(0, 2, 1)
                 together = _drifts((drift * drift).sum((1, 2)), coherence) & ~worth
                 c[together] = drift[together]
