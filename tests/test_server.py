@@ -17,7 +17,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
 if not os.environ.get("SPLATCODEC_REQUIRE_JS"):
@@ -26,9 +28,12 @@ if not os.environ.get("SPLATCODEC_REQUIRE_JS"):
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from splatcodec import api
 from splatcodec.cli.main import main
 from splatcodec.errors import BackendUnavailableError, FormatError, ParameterError, UnsupportedError
+from splatcodec.sample import sample_scene
 from splatcodec.streaming import server as module
+from splatcodec.streaming.converted import needs_conversion
 from splatcodec.streaming.server import (
     ServeOptions,
     Throttle,
@@ -379,6 +384,71 @@ def test_the_command_serves_until_it_is_interrupted(folder):
         assert ask((match[1], int(match[2])), match[3])[0] == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
+
+
+def _made(process: subprocess.Popen[str]) -> tuple[tuple[str, int], str]:
+    """Where a server is, and the path of the scene there."""
+    assert process.stdout
+    text = ""
+    while not text.endswith("}\n"):
+        line = process.stdout.readline()
+        assert line, process.stderr.read() if process.stderr else ""
+        text += line
+    match = re.fullmatch(r"http://(127\.0\.0\.1):(\d+)(/player/.*)\?src=(.*)", json.loads(text)["url"])
+    assert match
+    return (match[1], int(match[2])), match[4]
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("kind", ["scene.ply", "my scene.spz", "frames"])
+def test_other_formats_are_compressed_into_a_file_that_goes(kind, ending, tmp_path):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    source = tmp_path / kind
+    scene = sample_scene(60).with_sh_degree(0).replaced(metadata={})
+    if kind == "frames":
+        source.mkdir()
+        for k in range(3):
+            moved = scene.replaced(means=scene.means + np.float32(0.1 * k))
+            api.write(moved, source / f"frame_{k:04}.ply")
+    else:
+        api.write(scene, source)
+    arguments = [sys.executable, "-m", "splatcodec", "serve", str(source), "--port", "0", "--no-open", "--json"]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        place, path = _made(process)
+        assert len(list(temporary.glob("splatcodec-serve-*/*.splc"))) == 1
+        status, headers, content = ask(place, unquote(path))
+        assert (status, headers["content-type"]) == (200, "application/vnd.splatcodec")
+        if kind == "frames":
+            with api.open_moving(content) as moving:
+                assert moving.num_frames == 3
+        else:
+            assert 30 < api.decompress(content).num_gaussians <= 60
+        process.send_signal(ending)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == (0 if ending == signal.SIGINT else 143)
+    finally:
+        process.kill()
+        process.wait()
+    assert "temporary" in said
+    assert "Traceback" not in said
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_cannot_be_read_leaves_no_temporary_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "broken.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 5\nend_header\n")
+    assert main(["serve", str(tmp_path / "broken.ply"), "--no-open", "--port", "0"]) == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.ply"]
+    assert "broken.ply" in capsys.readouterr().err
+
+
+def test_a_folder_of_scenes_is_no_moving_scene(folder, tmp_path):
+    assert not needs_conversion(folder)
+    assert not needs_conversion(folder / "a.splc")
+    assert not needs_conversion(tmp_path)  # nothing at all: a list without scenes
 
 
 def test_tls(folder):

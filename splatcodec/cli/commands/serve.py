@@ -1,11 +1,13 @@
 """Show scenes in a browser, on this machine or on a phone.
 
-Serves a .splc file, or a folder of them, together with the player, and opens it. Only this machine can connect, unless
---host says otherwise: with --host 0.0.0.0 everybody in the network can, and a QR code for a phone is printed.
+Serves a .splc file, or a folder of them, together with the player, and opens it. Any other scene that can be read, also
+a folder of frames, is compressed first, into a temporary file that is removed at the end. Only this machine connects,
+unless --host says otherwise: with --host 0.0.0.0 everybody in the network can, and a QR code for a phone is printed.
 --tls makes a certificate that nobody vouches for: browsers warn, and go on if told so.
 
 examples:
   splatcodec serve scene.splc
+  splatcodec serve scene.ply
   splatcodec serve scenes/ --port 9000 --no-open
   splatcodec serve scene.splc --host 0.0.0.0
   splatcodec serve scene.splc --throttle 10M,50
@@ -16,16 +18,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
+import time
 from pathlib import Path
 
-from ..arguments import add_json, nonnegative_int, size_bytes
+from ..arguments import add_json, human_bytes, nonnegative_int, size_bytes
 from ..console import Console
 from ..exit_codes import ExitCode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's own arguments."""
-    parser.add_argument("target", metavar="FILE|DIR", help=".splc file, or folder of them")
+    parser.add_argument("target", metavar="FILE|DIR", help=".splc file, folder of them, or any other scene")
     parser.add_argument(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="listen here (127.0.0.1: only this machine)"
     )
@@ -55,6 +58,7 @@ def throttle(text: str) -> tuple[float, float]:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Serve `args.target` until interrupted."""
     from ...errors import BackendUnavailableError, ParameterError
+    from ...streaming.converted import needs_conversion, playable_file
     from ...streaming.server import ServeOptions, Throttle, make_server, qr_code, self_signed
 
     if args.port > 65535:
@@ -64,6 +68,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise ParameterError("no such file or folder", file=args.target)
     slow = Throttle(args.throttle[0], args.throttle[1] / 1000) if args.throttle else None
     with contextlib.ExitStack() as stack:
+        if needs_conversion(target):
+            console.note(
+                f"{target.name} is no .splc file: a temporary one is made, which is removed at the end"
+                " (`splatcodec compress` makes one to keep, and smaller)"
+            )
+            began = time.monotonic()
+            target = stack.enter_context(playable_file(target, console.progress))
+            console.note(f"{human_bytes(target.stat().st_size)}, made in {time.monotonic() - began:.0f} s")
         certificate = stack.enter_context(self_signed(args.host)) if args.tls else None
         options = ServeOptions(args.host, args.port, args.cors, slow, certificate)
         server, listener, url = stack.enter_context(make_server(target, options))
