@@ -399,6 +399,7 @@ def _made(process: subprocess.Popen[str]) -> tuple[tuple[str, int], str]:
     return (match[1], int(match[2])), match[4]
 
 
+@pytest.mark.filterwarnings("ignore::splatcodec.errors.SplatCodecWarning")  # what SPZ rounds
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("kind", ["scene.ply", "my scene.spz", "frames"])
 def test_other_formats_are_compressed_into_a_file_that_goes(kind, ending, tmp_path):
