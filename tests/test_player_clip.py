@@ -113,6 +113,21 @@ def test_files_that_are_cut_off_or_damaged(motion_file: Path, tmp_path: Path) ->
     assert "no whole group" in head["text"]
 
 
+@pytest.mark.parametrize("profile", ["motion", "video"])
+def test_a_lost_graphics_device_comes_back_while_a_clip_plays(profile: str, request: Any) -> None:
+    path = request.getfixturevalue(f"{profile}_file")
+    with serving(path) as url:
+        (facts,) = browse("lostclip", url(f"/scenes/{path.name}"), 6)
+    assert facts["lit"] > 10_000
+    # The same frame has the same picture, whether it was lost standing still or while playing.
+    assert (facts["still"], facts["after"]) == (0, 0)
+    assert facts["playing"] is True
+    assert len(facts["groups"]) == (3 if profile == "motion" else 2)
+    assert min(facts["said"]) > 0
+    assert facts["notices"] == []
+    assert facts["problems"] == []
+
+
 @pytest.mark.slow
 def test_twenty_seconds_play_without_a_dropped_group(motion_file: Path, tmp_path: Path) -> None:  # noqa: F811
     """The first group again and again: 96 groups of 5 frames at 24 frames a second."""

@@ -232,6 +232,55 @@ const jobs = {
     report({ lit, title: await page.title(), ...(await stateOf(page)), problems: page.problems, asked: page.asked });
   },
 
+  /** A graphics device that goes while a clip plays, and once more while it stands still. */
+  async lostclip(browser, url, number) {
+    const page = await opened(browser, url);
+    await ended(page);
+    const standAt = (number) => page.evaluate(async (number) => {
+      player.pause();
+      player.clip.seekFrame(number);
+      const end = performance.now() + 30_000;
+      while (player.clip.shown?.number !== number || player.clip.shown.epoch !== player.clip.epoch) {
+        if (performance.now() > end) throw new Error(`frame ${number} does not come`);
+        await new Promise((done) => setTimeout(done, 10));
+      }
+    }, number);
+    const picture = async () => {
+      await settled(page);
+      return page.evaluate(() => Array.from(player.snapshot().pixels));
+    };
+    const lose = (ms) => page.evaluate(async (ms) => {
+      const extension = player.renderer.gl.getExtension("WEBGL_lose_context");
+      extension.loseContext();
+      await new Promise((done) => setTimeout(done, ms));
+      const said = player.state.notices.length;
+      extension.restoreContext();
+      const end = performance.now() + 10_000;
+      while (player.renderer.gl.isContextLost() && performance.now() < end) await new Promise((done) => setTimeout(done, 10));
+      return said;
+    }, ms);
+    await standAt(Number(number));
+    const before = await picture();
+    const said = [await lose(200)];
+    const still = await picture();
+    await page.evaluate(() => {
+      player.clip.loop(true);
+      player.seek(0);
+      player.play();
+    });
+    await page.waitForFunction(() => player.clip.shows > 8);
+    said.push(await lose(700));
+    const shows = await page.evaluate(() => (player.clip.groupsShown.clear(), player.clip.shows));
+    // It plays on: all groups once more, within some rounds of the clip.
+    await page.waitForFunction((shows) => player.clip.shows > shows + 30, shows, { timeout: 30_000 });
+    const playing = await page.evaluate(() => ({ playing: player.state.clip.playing, groups: [...player.clip.groupsShown].sort() }));
+    await standAt(Number(number));
+    const after = await picture();
+    const away = (a) => a.reduce((most, x, k) => Math.max(most, Math.abs(x - before[k])), 0);
+    const lit = before.reduce((sum, x, k) => sum + (k % 4 < 3 ? x : 0), 0);
+    report({ lit, still: away(still), after: away(after), said, ...playing, ...(await stateOf(page)), problems: page.problems });
+  },
+
   /** A graphics device that goes and comes back; a page that is hidden; chunks from the cache. */
   async lost(browser, url) {
     const page = await opened(browser, url);
