@@ -139,7 +139,7 @@ class Tuning:
     color: float = 1.0
     sh: float = 1.2
     prune: float = 0.1
-    prune_checked: float = 0.2
+    prune_checked: float = 0.3
     restore: float = 1.0
     prune_weight: float = 0.1
     bits_kept: float = 60.0

@@ -17,6 +17,7 @@ __all__ = ["ViewWeights", "balanced", "direction_grams"]
 
 _OCTAVE = 8  # codes per factor of two of a weight
 _ONE = 128  # code of weight 1
+_WEIGHTS = np.where(np.arange(256) > 0, 2.0 ** ((np.arange(256) - _ONE) / _OCTAVE), 0.0)
 _MOST_SHIFT = 5 * _OCTAVE  # of a view's weight
 
 
@@ -41,6 +42,13 @@ class ViewWeights:
         codes = np.rint(np.log2(weights[seen]) * _OCTAVE) + _ONE
         self.codes[view, ids[seen]] = np.clip(codes, 1, 255).astype(np.uint8)
 
+    def sums(self, views: int) -> npt.NDArray[np.float64]:
+        """(N,) float64: of each Gaussian the sum of its weights in the first views, within 5 %."""
+        sums = np.zeros(self.codes.shape[1])
+        for codes in self.codes[:views]:
+            sums += _WEIGHTS[codes]
+        return sums
+
 
 def balanced(
     measured: Contributions, seen: ViewWeights, power: float, norm: float = 1.0
@@ -61,15 +69,13 @@ def balanced(
     """
     if power == 0 or not len(seen.codes):
         return measured, seen
-    table = 2.0 ** ((np.arange(256) - _ONE) / _OCTAVE)
-    table[0] = 0.0
-    errors = _view_errors(seen.codes, table)
+    errors = _view_errors(seen.codes, _WEIGHTS)
     mean = errors.mean()
     if not mean > 0:
         return measured, seen
     shifts = np.rint(_OCTAVE * power * np.log2(np.maximum(errors / mean, 1e-9)))
     shifts = np.clip(shifts, -_MOST_SHIFT, _MOST_SHIFT).astype(np.int64)
-    factors = _weighted_share(seen.codes, table, 2.0 ** (shifts / _OCTAVE), norm)
+    factors = _weighted_share(seen.codes, _WEIGHTS, 2.0 ** (shifts / _OCTAVE), norm)
     factors /= np.mean(2.0 ** (shifts / _OCTAVE))
     if norm != 1.0:  # which makes all sums larger: keep what they predict of the error at a slope
         factors *= np.mean(1.0 / factors[measured.sum_weight2 > 0])

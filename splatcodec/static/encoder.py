@@ -369,6 +369,7 @@ _MOST_BELOW_DB = 4.5
 # Importance views for each that shows what is missed of the Gaussians left out, and what that counts in the rounds in
 # which they come back: all at once, those in one place would all seem to be missed.
 _MENDED_EVERY = 4
+_LEAST_CHECKED = 0.08  # share of a Gaussian's weight in those views at which what they say is trusted
 _ROUNDS = (0.1, 0.3, 1.0)
 
 
@@ -428,16 +429,19 @@ def encode_lossy(
         weighted: dict[int, tuple[Contributions, ViewWeights]] = {}
         checked = options.prune and effort.trials > 1 and not refinement
         mended: npt.NDArray[np.float64] | None = None
+        # A leading part of the views is a fair sample, every fourth is not.
+        check_views = -(-len(cameras) // _MENDED_EVERY)
+        check_share = np.zeros(0)  # what of each Gaussian's weight they show
 
         def missed(kept: Rows) -> npt.NDArray[np.float64]:
             """What each of all but `kept` would mend, as over all importance views."""
             drawn = np.zeros(len(scene), np.bool_)
             drawn[kept] = True
-            some = cameras[::_MENDED_EVERY]
-            return restoration(scene, drawn, some, num_threads=threads) * (len(cameras) / max(len(some), 1))
+            found = restoration(scene, drawn, cameras[:check_views], num_threads=threads)
+            return found / np.maximum(check_share, _LEAST_CHECKED)
 
         def plan_at(slope: float, balance: int = 0) -> Plan:
-            nonlocal mended
+            nonlocal mended, check_share
             if balance not in weighted:
                 weighted.clear()
                 weighted[balance] = balanced(measured, seen_from, *_BALANCES[balance])
@@ -452,7 +456,13 @@ def encode_lossy(
                 return replace(planned(None), mixing=effort.mixing)
             # What is missed most comes back first; trials after the first begin with what was found.
             rounds = _ROUNDS if mended is None and len(scene) <= _LARGE_SCENE else _ROUNDS[-1:]
-            known = np.zeros(len(scene)) if mended is None else mended
+            if mended is None:
+                check_share = _ratio(seen_from.sums(check_views), measured.sum_weight2)
+                # Of what the check hardly shows, each one's own removal error is all that is known.
+                alone = measured.removal_error * (tuning.restore / tuning.prune)
+                known = np.where(check_share < _LEAST_CHECKED, alone, 0.0)
+            else:
+                known = mended
             for share in rounds:
                 known = np.maximum(known, share * missed(planned(known).kept))
             mended = known
