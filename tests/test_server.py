@@ -438,6 +438,33 @@ def test_other_formats_are_compressed_into_a_file_that_goes(kind, ending, tmp_pa
     assert list(temporary.iterdir()) == []
 
 
+def test_edited_scenes_are_served_from_a_file_that_goes(tmp_path, capsys):
+    temporary, source = tmp_path / "temporary", tmp_path / "scene.splc"
+    temporary.mkdir()
+    api.write(sample_scene(200).with_sh_degree(0), source, quality=70, effort=1)
+    before, radius = source.read_bytes(), 2.0
+    arguments = [sys.executable, "-m", "splatcodec", "serve", str(source), "--port", "0", "--no-open", "--json"]
+    arguments += ["--crop-sphere", f"0,0,0,{radius}", "--translate", "10,0,0"]
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        place, path = _made(process)
+        shown = api.decompress(ask(place, unquote(path))[2])
+        assert 0 < shown.num_gaussians < 200
+        assert np.linalg.norm(shown.means - np.float32([10, 0, 0]), axis=1).max() < radius + 0.1
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert "crop-sphere" in said
+    assert list(temporary.iterdir()) == []
+    assert source.read_bytes() == before
+    assert main(["serve", str(tmp_path), "--no-open", "--port", "0", "--scale", "2"]) == 2
+    assert "one still scene" in capsys.readouterr().err
+
+
 def test_what_cannot_be_read_leaves_no_temporary_file(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
     (tmp_path / "broken.ply").write_bytes(b"ply\nformat ascii 1.0\nelement vertex 5\nend_header\n")

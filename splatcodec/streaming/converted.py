@@ -8,9 +8,13 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import BackendUnavailableError
 from .server import list_scenes
+
+if TYPE_CHECKING:
+    from ..gaussians import Gaussians
 
 __all__ = ["needs_conversion", "playable_file"]
 
@@ -33,8 +37,11 @@ def needs_conversion(target: Path) -> bool:
 
 
 @contextlib.contextmanager
-def playable_file(source: Path, progress: Progress | None = None) -> Iterator[Path]:
+def playable_file(source: Path, progress: Progress | None = None, *, scene: Gaussians | None = None) -> Iterator[Path]:
     """A `.splc` file of a scene in any format that can be read, or of frames; it is removed at the end.
+
+    Args:
+        scene: what is to be shown instead of what `source` holds, whose name it keeps.
 
     Raises:
         BackendUnavailableError: the extra `serve` is not installed (said before the work).
@@ -54,7 +61,9 @@ def playable_file(source: Path, progress: Progress | None = None) -> Iterator[Pa
     name = re.sub(r"[^\w.-]+", "-", source.resolve().name if source.is_dir() else source.stem).strip(".-") or "scene"
     with tempfile.TemporaryDirectory(prefix="splatcodec-serve-") as folder:
         path = Path(folder) / f"{name}.splc"
-        if is_moving_source(source):
+        if scene is not None:
+            api.write(scene, path, effort=_EFFORT, quality=_QUALITY, progress=progress)
+        elif is_moving_source(source):
             api.compress_sequence(source, path, effort=_EFFORT, quality=_QUALITY, progress=progress)
         else:
             api.compress_file(os.fspath(source), path, effort=_EFFORT, quality=_QUALITY, progress=progress)

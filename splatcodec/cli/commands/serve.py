@@ -11,6 +11,7 @@ examples:
   splatcodec serve scenes/ --port 9000 --no-open
   splatcodec serve scene.splc --host 0.0.0.0
   splatcodec serve scene.splc --throttle 10M,50
+  splatcodec serve scene.ply --crop-sphere 0,0,0,2 --rotate-xyz -90,0,0
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ import re
 import time
 from pathlib import Path
 
+from .. import moving
 from ..arguments import add_json, human_bytes, nonnegative_int, size_bytes
 from ..console import Console
+from ..edit_options import add_edit_options, apply_edits, has_edits, read_scene
 from ..exit_codes import ExitCode
 
 
@@ -40,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--throttle", type=throttle, metavar="RATE,DELAY", help="a slow link: bits a second, ms a round trip (10M,50)"
     )
+    add_edit_options(parser)
     add_json(parser, "the address")
 
 
@@ -59,7 +63,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Serve `args.target` until interrupted."""
     from ...errors import BackendUnavailableError, ParameterError
     from ...streaming.converted import needs_conversion, playable_file
-    from ...streaming.server import ServeOptions, Throttle, make_server, qr_code, self_signed
+    from ...streaming.server import ServeOptions, Throttle, list_scenes, make_server, qr_code, self_signed
 
     if args.port > 65535:
         raise ParameterError(f"port {args.port}", hint="0 to 65535")
@@ -68,13 +72,20 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise ParameterError("no such file or folder", file=args.target)
     slow = Throttle(args.throttle[0], args.throttle[1] / 1000) if args.throttle else None
     with contextlib.ExitStack() as stack:
-        if needs_conversion(target):
+        edited = None
+        if has_edits(args):
+            if moving.is_moving(args.target) or (target.is_dir() and list_scenes(target)):
+                raise ParameterError("edit steps are for one still scene", file=args.target)
+            edited, _ = apply_edits(read_scene(args.target, args, console), args, console)
+        if edited is not None or needs_conversion(target):
+            why = "the scene is edited" if edited is not None else f"{target.name} is no .splc file"
             console.note(
-                f"{target.name} is no .splc file: a temporary one is made, which is removed at the end"
+                f"{why}: a temporary one is made, which is removed at the end"
                 " (`splatcodec compress` makes one to keep, and smaller)"
             )
             began = time.monotonic()
-            target = stack.enter_context(playable_file(target, console.progress))
+            target = stack.enter_context(playable_file(target, console.progress, scene=edited))
+            del edited
             console.note(f"{human_bytes(target.stat().st_size)}, made in {time.monotonic() - began:.0f} s")
         certificate = stack.enter_context(self_signed(args.host)) if args.tls else None
         options = ServeOptions(args.host, args.port, args.cors, slow, certificate)
