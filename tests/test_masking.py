@@ -11,6 +11,10 @@ from test_training import assert_same_scene, blob_scene, ring, run, write_blende
 from splatcodec.errors import SplatCodecError  # noqa: E402
 from splatcodec.training.datasets import read_dataset  # noqa: E402
 from splatcodec.training.masking import kept_rows, mask_loss, masked  # noqa: E402
+from splatcodec.training.methods.masked import Masked  # noqa: E402
+from splatcodec.training.settings import TrainSettings  # noqa: E402
+from splatcodec.training.splats import splats_from_gaussians  # noqa: E402
+from splatcodec.training.trainer import Trainer  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +64,23 @@ def test_a_mask_that_removes_everything_is_an_error(dataset):
         run(dataset, method="masked", mask_weight=1e6, iterations=600, max_gaussians=100)
 
 
+def test_a_mask_that_closes_between_two_removals_is_an_error():
+    """The run may end before the next removal: the scene would be empty."""
+    method = Masked(TrainSettings(method="masked", iterations=100))
+    splats = method.prepare(splats_from_gaussians(blob_scene(), torch.device("cpu")))
+    method.after_step(splats, 0.985)
+    with torch.no_grad():
+        splats["mask"].fill_(-9.0)
+    with pytest.raises(SplatCodecError, match="removed every Gaussian"):
+        method.after_step(splats, 0.99)
+
+
+@pytest.mark.parametrize(("budget", "sh_degree"), [(1, 0), (3, 1)])
+def test_few_gaussians_can_be_masked(dataset, budget, sh_degree):
+    result = run(dataset, method="masked", iterations=30, max_gaussians=budget, sh_degree=sh_degree)
+    assert 1 <= len(result.gaussians) <= budget
+
+
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(dataset, tmp_path):
     settings = {"method": "masked", "mask_weight": 0.05, "iterations": 60}
     whole = run(dataset, **settings)
@@ -70,9 +91,6 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(dataset, tmp_path):
     def kill(progress):
         if progress.iteration == 31:
             raise Killed
-
-    from splatcodec.training.settings import TrainSettings
-    from splatcodec.training.trainer import Trainer
 
     chosen = TrainSettings(max_gaussians=700, sh_degree=1, threads=2, **settings)
     trainer = Trainer(dataset, chosen, checkpoint=tmp_path / "run.checkpoint", progress=kill, evaluations=0)

@@ -248,6 +248,18 @@ def test_a_handful_of_gaussians_is_enough(dataset, tmp_path):
     assert len(decoded(payload, tmp_path)) == len(result.gaussians)
 
 
+def test_harmonics_that_every_mask_leaves_out_cost_next_to_nothing(dataset, tmp_path):
+    chosen = {"method": "rd", "iterations": 60, "max_gaussians": 300, "sh_degree": 1, "threads": 2, "lmbda": 1e-5}
+    trainer = Trainer(dataset, TrainSettings(**chosen), evaluations=0)
+    with torch.no_grad():
+        trainer.splats["sh_mask"].fill_(-30.0)
+    result = trainer.run()
+    scene = decoded(trainer.method.compressed(result.gaussians), tmp_path)
+    assert len(scene) == len(result.gaussians) > 1
+    assert scene.sh_degree == 1
+    assert not scene.shN.any()
+
+
 def test_a_run_too_short_for_the_encoder_says_so(dataset):
     with pytest.raises(ParameterError, match="more iterations"):
         trained(dataset, iterations=1)

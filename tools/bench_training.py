@@ -174,12 +174,15 @@ def measure(
             own.write_bytes(payload)
         splatcodec.write(result.gaussians, ply, overwrite=True)
         assert result.evaluation is not None
+        # What the last step took the file for, by methods that know the rate.
+        estimate = getattr(getattr(trainer.method, "found", None), "rate_est_bits", None)
         cell = {
             "scene": scene, "size": size, "iterations": args.iterations, "method": method, "knob": knob,
             "train": {
                 "psnr_db": result.evaluation.psnr_db, "ssim": result.evaluation.ssim,
                 "gaussians": len(result.gaussians), "cpu_s": result.cpu_seconds, "seconds": result.seconds,
                 "own_seconds": time.monotonic() - began, "own_file": payload is not None, "commit": commit(),
+                "estimated_bytes": None if estimate is None else float(estimate.detach()) / 8.0,
             },
             "files": {},
         }  # fmt: skip

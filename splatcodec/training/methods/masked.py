@@ -54,17 +54,17 @@ class Masked(Method):
         """Now and then the masked Gaussians go for good.
 
         Raises:
-            SplatCodecError: none would be left.
+            SplatCodecError: none is left; looked at after every step, as the run may end before the next removal.
         """
-        due = int((progress - _REMOVE_FROM) / _REMOVE_EVERY) + 1 if progress >= _REMOVE_FROM else 0
-        if due <= self.removals:
-            return
-        self.removals = due
         kept = kept_rows(splats["mask"])
         if not bool(kept.any()):
             raise SplatCodecError(
                 "the mask removed every Gaussian; the run cannot go on", hint="a smaller --mask-weight"
             )
+        due = int((progress - _REMOVE_FROM) / _REMOVE_EVERY) + 1 if progress >= _REMOVE_FROM else 0
+        if due <= self.removals:
+            return
+        self.removals = due
         if not bool(kept.all()):
             splats.keep(kept)
 
