@@ -31,7 +31,7 @@ class TrainSettings:
         lmbda: what a bit costs, in loss times pixels of a picture, for the methods that know the rate.
         own_colours: with a colour field, every Gaussian has a base colour of its own beside the field's.
         prune: share of the Gaussians that goes at once, for methods that prune.
-        smoothness: of the neighbour loss, for the methods that keep a grid.
+        smoothness: of the neighbour loss in runs of 30,000 steps, for the methods that keep a grid.
         shape: learn GES's shape beside the scale.
         antialiased: opacities make up for the low-pass blur; the scene says so.
         dssim_weight: of 1 - SSIM in the loss; the rest is L1.
