@@ -2,13 +2,13 @@
 
 Until densification ends, training is plain. Then, as one `lmbda` says:
 
-- Every Gaussian gets the classes that the encoder will give it: steps of equal slope, K^2 ln 2 / 6 = lmbda, from how
-  much its errors show in the training views.
+- Every Gaussian gets the classes that the encoder will give it: steps of equal slope, K^2 ln 2 / 6 = 4 lmbda, from
+  how much its errors show in the training views.
 - Gaussians go whose removal costs less than their bits, in rounds; what is left is fitted on.
 - Drawn is what a decoder would get: colours, harmonics and opacities quantized in the coder's closed loop (straight
   through), geometry with noise of its steps. `RateModel` adds lmbda times the bits to the loss.
 - A learned mask for each Gaussian and one for its harmonics pay for the bits that they let through.
-- For the last part of the run geometry is what it decodes to, so that the rest makes up for its errors.
+- Faint Gaussians go whatever they cost: what is left fits views better that nobody has seen.
 
 The file is written with the very plan that training ended with. After ideas of HAC++ (mask-aware rate), RDO-Gaussian
 (masks of SH) and EAGLES (straight-through rounding), for plain Gaussians and this coder.
@@ -30,7 +30,7 @@ from ...preprocess.plan import LossyOptions, Plan, Tuning, make_plan
 from ...preprocess.view_weights import ViewWeights
 from ...render.camera import Camera
 from ...render.contribution import Contributions, contributions
-from ...static.encoder import LevelPlan, decode_encoded, encode_tiles
+from ...static.encoder import LevelPlan, encode_tiles
 from ..masking import kept_rows, masked
 from ..rate import RateEstimate, RateModel, geometry_noise
 from ..settings import DEFAULT_ITERATIONS
@@ -40,10 +40,12 @@ from .base import Method
 __all__ = ["METHOD"]
 
 _FROM = 0.6  # of the run; densification has ended
-_FREEZE = 0.96
 _EVERY = 0.04
 # Share of the price at which a Gaussian goes, by round: what others can stand in for only shows when they have.
 _PRUNE = (0.5, 1.0, 1.5, 2.0, 2.0)
+_MIN_OPACITY = 0.05
+# Steps are chosen as if a bit cost so many times lmbda: training makes up for much of what rounding alone would cost.
+_STEPS_DEARER = 4.0
 _FIRST_BITS = 90.0  # of a Gaussian, before there is an estimate
 # Change of the loss over change of the mean squared error, about, near 30 dB.
 _LOSS_PER_MSE = 7.5
@@ -58,13 +60,11 @@ class _Coder:
 
     Attributes:
         plan, model: see there. steps: (N,) geometry steps in log units.
-        geometry: what means, quats and log scales decode to, once they are frozen.
     """
 
     plan: Plan
     model: RateModel
     steps: torch.Tensor
-    geometry: dict[str, torch.Tensor] | None
 
 
 class RateDistortion(Method):
@@ -108,16 +108,12 @@ class RateDistortion(Method):
             return exact
         self.found = found = coder.model.estimate({name: value.cpu() for name, value in exact.items()})
         drawn = dict(exact)
-        if coder.geometry is not None:
-            drawn |= {name: value.to(splats.device) for name, value in coder.geometry.items()}
-        else:
-            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.noises)
-            drawn |= geometry_noise(exact, coder.steps.to(splats.device), coder.plan.steps.blur, generator)
+        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.noises)
+        drawn |= geometry_noise(exact, coder.steps.to(splats.device), coder.plan.steps.blur, generator)
         for name, value in (("sh0", found.sh0), ("shN", found.shN), ("opacity_logits", found.opacity_logits)):
             drawn[name] = exact[name] + (value.to(splats.device) - exact[name]).detach()
-        if coder.geometry is None:
-            gone = ~kept_rows(splats["mask"])
-            drawn["opacity_logits"] = torch.where(gone, exact["opacity_logits"], drawn["opacity_logits"])
+        gone = ~kept_rows(splats["mask"])
+        drawn["opacity_logits"] = torch.where(gone, exact["opacity_logits"], drawn["opacity_logits"])
         return drawn
 
     def penalties(self, splats: Splats, attributes: Mapping[str, torch.Tensor], progress: float) -> dict[str, Any]:
@@ -125,11 +121,10 @@ class RateDistortion(Method):
         if self.coder is None or self.found is None:
             return {}
         bits = self.found.rate_est_bits.to(splats.device)
-        if self.coder.geometry is None:
-            own, sh = (part.to(splats.device) for part in (self.found.gaussian_bits, self.found.sh_bits))
-            paid = torch.sigmoid(splats["mask"][:, 0] + 1.0) @ (own + sh)
-            paid = paid + torch.sigmoid(splats["sh_mask"][:, 0] + 1.0) @ sh
-            bits = bits + paid - paid.detach()
+        own, sh = (part.to(splats.device) for part in (self.found.gaussian_bits, self.found.sh_bits))
+        paid = torch.sigmoid(splats["mask"][:, 0] + 1.0) @ (own + sh)
+        paid = paid + torch.sigmoid(splats["sh_mask"][:, 0] + 1.0) @ sh
+        bits = bits + paid - paid.detach()
         return {"rate": self.settings.lmbda / self._pixels() * bits}
 
     def _masked(self, splats: Splats, raw: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -137,7 +132,7 @@ class RateDistortion(Method):
         soft = torch.sigmoid(splats["sh_mask"] + 1.0)
         through = kept_rows(splats["sh_mask"])[:, None] + soft - soft.detach()
         raw = {**raw, "shN": raw["shN"] * through[:, :, None]}
-        return raw if self.coder is not None and self.coder.geometry is not None else masked(raw, splats["mask"])
+        return masked(raw, splats["mask"])
 
     def _pixels(self) -> float:
         assert self.dataset is not None
@@ -154,8 +149,7 @@ class RateDistortion(Method):
         self.noises += 1
         if self.settings.strategy == "none":  # a finished scene: nothing has to grow first
             progress = _FROM + (1.0 - _FROM) * progress
-        last = int((_FREEZE - _FROM) / _EVERY + 1e-9) + 1
-        due = min(int((progress - _FROM) / _EVERY + 1e-9) + 1, last) if progress >= _FROM else 0
+        due = int((progress - _FROM) / _EVERY + 1e-9) + 1 if progress >= _FROM else 0
         if due > self.fits:
             self.fits = due
             self._fit(splats)
@@ -165,6 +159,7 @@ class RateDistortion(Method):
         measured, _ = self._measure(scene)
         kept = kept_rows(splats["mask"]).cpu().numpy()
         if self.fits <= len(_PRUNE):
+            kept = kept & (scene.alphas() > _MIN_OPACITY)
             bits = np.full(len(scene), _FIRST_BITS)
             if self.found is not None and len(self.found.gaussian_bits) == len(scene):
                 bits = (self.found.gaussian_bits + self.found.sh_bits).numpy().astype(np.float64)
@@ -193,22 +188,12 @@ class RateDistortion(Method):
         values = {name: splats.stats[_SNAPSHOT + name] for name in RAW}
         scene = splats.raw_gaussians(values, **self._metadata())
         measured, seen_from = self._measure(scene)
-        slope = float(np.sqrt(6.0 * self._price() / np.log(2.0)))
+        slope = float(np.sqrt(6.0 * _STEPS_DEARER * self._price() / np.log(2.0)))
         plan = make_plan(scene, measured, slope, LossyOptions(prune=False), self.tuning, seen_from)
         steps = self.tuning.size_base * np.exp2(plan.classes[:, 0].astype(np.float32))
         with ThreadPoolExecutor(self.num_threads) as pool:
             model = RateModel.fit(scene, plan, pool)
-            geometry = None
-            if _FROM + (self.fits - 1) * _EVERY >= _FREEZE - 1e-9:
-                encoded = encode_tiles(scene, plan, _one_level(scene), pool)
-                decoded = decode_encoded(encoded, pool)
-                geometry = {}
-                for name in ("means", "quats", "log_scales"):
-                    value = getattr(decoded, "scales" if name == "log_scales" else name)
-                    back = np.empty_like(value)
-                    back[encoded.order] = value
-                    geometry[name] = torch.from_numpy(back)
-        self.coder = _Coder(plan, model, torch.from_numpy(steps.astype(np.float32)), geometry)
+        self.coder = _Coder(plan, model, torch.from_numpy(steps.astype(np.float32)))
         return self.coder
 
     def _metadata(self) -> dict[str, Any]:
