@@ -32,7 +32,7 @@ from .masked import Masked
 __all__ = ["METHOD"]
 
 _INSIDE = 0.9  # of the points the run starts from, in the ball that half of the grid is for
-_FIELD_RATE = 0.002  # the paper has 0.01 and 0.001 for runs of 30,000 steps
+_FIELD_RATE = 0.001  # the paper has 0.01 and 0.001 for runs of 30,000 steps
 _FIELD_WARM_UP = 0.01  # of the run, from 1 % of the rate
 _FIELD_FALL_FROM = 0.6  # of the run, once no Gaussian is new any more; down to a twentieth along a cosine
 _FIELD_ROUND_FROM = 0.7  # of the run: the field is drawn as the file will hold it
