@@ -115,9 +115,10 @@ def test_small_scenes_have_one_level() -> None:
 
 def test_shares_and_counts() -> None:
     for count in (0, 1, 2047, 2048, 10**5, 10**6, 10**7):
-        shares = level_shares(count)
-        assert shares[-1] == 1.0
-        assert list(shares) == sorted(shares)
+        for sh_degree in (0, 3):
+            shares = level_shares(count, sh_degree)
+            assert shares[-1] == 1.0
+            assert list(shares) == sorted(shares)
         assert 0 <= thumbnail_count(count, 0) <= max(count // 10, 0)
     assert thumbnail_count(10**7, 0) < 25_000
 

@@ -42,16 +42,16 @@ UNDER_LOOK = (-160, 512)  # how a thumbnail looks below a prefix, about
 _LEAST_GAUSSIANS = 2048  # fewer are one level, without a thumbnail
 
 
-def level_shares(count: int) -> tuple[float, ...]:
-    """Share of all `count` coded Gaussians that levels 1, 1 to 2, ... hold.
+def level_shares(count: int, sh_degree: int) -> tuple[float, ...]:
+    """Share of all `count` coded Gaussians that levels 1, 1 to 2, ... hold: the first two levels are a quarter of a file.
 
-    >>> level_shares(1000), level_shares(50_000), level_shares(10**6)
-    ((1.0,), (0.14, 1.0), (0.05, 0.2, 1.0))
+    >>> level_shares(1000, 3), level_shares(50_000, 3), level_shares(50_000, 0), level_shares(10**6, 3)
+    ((1.0,), (0.14, 1.0), (0.18, 1.0), (0.05, 0.2, 1.0))
     """
     if count < _LEAST_GAUSSIANS:
         return (1.0,)
     if count < 200_000:
-        return (0.14, 1.0)
+        return (0.14 if sh_degree else 0.18, 1.0)
     if count < 3_000_000:
         return (0.05, 0.2, 1.0)
     return (0.012, 0.05, 0.2, 1.0)

@@ -272,7 +272,7 @@ def tile_jobs(gaussians: Gaussians, plan: Plan, levels: LevelPlan, cut: TileCut)
     """What is coded, in file order."""
     n, kept = gaussians.num_gaussians, plan.kept
     level_of = np.ones(n, np.int64)
-    shares = level_shares(len(kept)) if levels.levels else (1.0,)
+    shares = level_shares(len(kept), gaussians.sh_degree) if levels.levels else (1.0,)
     shown = kept[np.argsort(levels.ranks[kept], kind="stable")]
     for share in shares[:-1]:
         level_of[shown[int(share * len(kept)) :]] += 1
