@@ -43,7 +43,7 @@ _LEAST_GAUSSIANS = 2048  # fewer are one level, without a thumbnail
 
 
 def level_shares(count: int, sh_degree: int) -> tuple[float, ...]:
-    """Share of all `count` coded Gaussians that levels 1, 1 to 2, ... hold: the first two levels are a quarter of a file.
+    """Share of all `count` coded Gaussians that levels 1, 1 to 2, ... hold; 0 and 1 are about a quarter of a file.
 
     >>> level_shares(1000, 3), level_shares(50_000, 3), level_shares(50_000, 0), level_shares(10**6, 3)
     ((1.0,), (0.14, 1.0), (0.18, 1.0), (0.05, 0.2, 1.0))
