@@ -35,11 +35,10 @@ def thumbnail_of(gaussians: Gaussians, weights: Floats, count: int) -> Gaussians
     rows = np.flatnonzero(weights > 0)
     if not len(rows):
         rows, weights = np.arange(len(gaussians)), np.ones(len(gaussians))
-    seen = gaussians if len(rows) == len(gaussians) else gaussians.selected(rows)
     weights = weights[rows]
-    colors = np.clip(SH_C0 * seen.sh0[:, 0].astype(np.float64), -1.0, 1.0)
-    features = np.concatenate([_contracted(seen.means), _COLOR_WEIGHT * colors], 1)
-    return merged(seen, weights, cluster(features, weights, count))
+    colors = np.clip(SH_C0 * gaussians.sh0[rows, 0].astype(np.float64), -1.0, 1.0)
+    features = np.concatenate([_contracted(gaussians.means[rows]), _COLOR_WEIGHT * colors], 1)
+    return merged(gaussians, weights, cluster(features, weights, count), rows)
 
 
 def _contracted(means: npt.NDArray[np.float32]) -> Floats:
@@ -173,39 +172,43 @@ def _split(features, weights, order, labels, count):  # type: ignore[no-untyped-
             labels[order[k]] = c
 
 
-def merged(gaussians: Gaussians, weights: Floats, labels: npt.NDArray[np.int64]) -> Gaussians:
+def merged(
+    gaussians: Gaussians, weights: Floats, labels: npt.NDArray[np.int64], rows: npt.NDArray[np.int64] | None = None
+) -> Gaussians:
     """One Gaussian a cluster: weighted moments of its members, their mean colour, their total area.
 
     Args:
-        weights: (N,) positive. labels: (N,) cluster numbers from 0, none empty.
+        weights: (n,) positive. labels: (n,) cluster numbers from 0, none empty.
+        rows: (n,) int64, the Gaussians that these are of; None = all.
     """
     count = int(labels.max(initial=-1)) + 1
     total = np.bincount(labels, weights, count)
+    some = slice(None) if rows is None else rows
 
-    def mean(values: npt.NDArray[np.floating]) -> Floats:
+    def mean(values: npt.NDArray[np.floating], some: npt.NDArray[np.int64] | slice = some) -> Floats:
         means: Floats = np.empty((count, *values.shape[1:]))
-        for index in np.ndindex(*values.shape[1:]):
-            column = (slice(None), *index)
-            means[column] = np.bincount(labels, weights * values[column], count) / total
+        for index in np.ndindex(*values.shape[1:]):  # one column is in memory at a time
+            means[(slice(None), *index)] = np.bincount(labels, weights * values[(some, *index)], count) / total
         return means
 
-    x = gaussians.means.astype(np.float64)
-    centers = mean(x)
+    x = gaussians.means[some].astype(np.float64)
+    quats, scales = gaussians.quats[some], gaussians.scales[some]
+    centers = mean(gaussians.means)
     upper = np.triu_indices(3)
     moments: Floats = np.empty((len(x), 6))
     for begin in range(0, len(x), _BLOCK):
         block = slice(begin, begin + _BLOCK)
-        linear = np.exp(gaussians.scales[block].astype(np.float64))
-        half = rotation_matrices(unit_quats(gaussians.quats[block])) * linear[:, None, :]
+        linear = np.exp(scales[block].astype(np.float64))
+        half = rotation_matrices(unit_quats(quats[block])) * linear[:, None, :]
         sigma = half @ half.transpose(0, 2, 1)
         offset = x[block] - centers[labels[block]]
         sigma += offset[:, :, None] * offset[:, None, :]
         moments[block] = sigma[:, upper[0], upper[1]]
-    covariances = mean(moments)
+    covariances = mean(moments, slice(None))
     smallest = 1e-3 * float(np.sqrt(np.median(covariances[:, [0, 3, 5]]))) or 1e-30
+    area = np.bincount(labels, _area(scales) * gaussians.alphas()[some], count)
     quats, scales = np.empty((count, 4), np.float32), np.empty((count, 3), np.float32)
     decompose_covariance(covariances, smallest, quats, scales)
-    area = np.bincount(labels, _area(gaussians.scales) * gaussians.alphas(), count)
     alphas = np.clip(area / np.maximum(_area(scales), 1e-300), _LEAST_ALPHA, _MOST_ALPHA)
     opacities = np.empty(count, np.float32)
     logits(alphas, opacities)
