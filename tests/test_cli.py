@@ -496,7 +496,8 @@ def test_interrupted(tmp_path, sent, code):
     scene, out = tmp_path / "scene.ply", tmp_path / "out.splc"
     api.write(sample_scene(200_000), scene)
     command = [sys.executable, "-u", "-m", "splatcodec", "compress", str(scene), str(out), "--verbose"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+    # What a shell starts in the background ignores interrupts, and so would the child.
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=_take_interrupts) as child:
         _wait_until(lambda: _handles_sigterm(child.pid) or child.poll() is not None)
         time.sleep(0.3)
         child.send_signal(sent)
@@ -523,6 +524,10 @@ def test_interrupted_while_source_runs(tmp_path):
         ExitCode.INTERRUPTED,
         "splatcodec: interrupted; nothing half-written is left\n",
     )
+
+
+def _take_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _handles_sigterm(pid: int) -> bool:
