@@ -33,7 +33,6 @@ from splatcodec.cli.main import main
 from splatcodec.errors import BackendUnavailableError, FormatError, ParameterError, UnsupportedError
 from splatcodec.sample import sample_scene
 from splatcodec.streaming import server as module
-from splatcodec.streaming.converted import needs_conversion
 from splatcodec.streaming.server import (
     ServeOptions,
     Throttle,
@@ -401,7 +400,7 @@ def _made(process: subprocess.Popen[str]) -> tuple[tuple[str, int], str]:
 
 @pytest.mark.filterwarnings("ignore::splatcodec.errors.SplatCodecWarning")  # what SPZ rounds
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("kind", ["scene.ply", "my scene.spz", "frames"])
+@pytest.mark.parametrize("kind", ["scene.ply", "my scene.spz", "lossless.splc", "frames"])
 def test_other_formats_are_compressed_into_a_file_that_goes(kind, ending, tmp_path):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -413,13 +412,13 @@ def test_other_formats_are_compressed_into_a_file_that_goes(kind, ending, tmp_pa
             moved = scene.replaced(means=scene.means + np.float32(0.1 * k))
             api.write(moved, source / f"frame_{k:04}.ply")
     else:
-        api.write(scene, source)
+        api.write(scene, source, **({"lossless": True} if kind == "lossless.splc" else {}))
     arguments = [sys.executable, "-m", "splatcodec", "serve", str(source), "--port", "0", "--no-open", "--json"]
     environment = {**os.environ, "TMPDIR": str(temporary)}
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
         place, path = _made(process)
-        assert len(list(temporary.glob("splatcodec-serve-*/*.splc"))) == 1
+        assert len(list(temporary.glob("splatcodec-*/*.splc"))) == 1
         status, headers, content = ask(place, unquote(path))
         assert (status, headers["content-type"]) == (200, "application/vnd.splatcodec")
         if kind == "frames":
@@ -473,10 +472,10 @@ def test_what_cannot_be_read_leaves_no_temporary_file(tmp_path, monkeypatch, cap
     assert "broken.ply" in capsys.readouterr().err
 
 
-def test_a_folder_of_scenes_is_no_moving_scene(folder, tmp_path):
-    assert not needs_conversion(folder)
-    assert not needs_conversion(folder / "a.splc")
-    assert not needs_conversion(tmp_path)  # nothing at all: a list without scenes
+def test_a_folder_without_frames_is_one_of_scenes(folder, tmp_path, capsys):
+    for path in (folder, tmp_path):  # also one with nothing in it: a list without scenes
+        assert main(["serve", str(path), "--no-open", "--port", "0", "--scale", "2"]) == 2
+        assert "one still scene" in capsys.readouterr().err
 
 
 def test_tls(folder):
@@ -491,9 +490,8 @@ def test_wrong_arguments(folder, small_files, tmp_path, capsys):
     assert main(["serve", str(tmp_path / "nothing"), "--no-open"]) == 2
     assert main(["serve", str(folder), "--port", "70000", "--no-open"]) == 2
     assert main(["serve", str(folder), "--throttle", "fast", "--no-open"]) == 2
-    assert main(["serve", str(small_files["lossless"]), "--no-open", "--port", "0"]) == 4
     assert main(["serve", str(folder / "notes.txt"), "--no-open", "--port", "0"]) == 3
-    assert "lossless-1" in capsys.readouterr().err
+    assert "notes.txt" in capsys.readouterr().err
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ParameterError, match="cannot listen"):
         make_server(folder, ServeOptions(port=taken.getsockname()[1])).__enter__()
     for path, error in (("lossless", UnsupportedError), ("ply", FormatError)):

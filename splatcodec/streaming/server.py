@@ -192,6 +192,19 @@ def player_prefix() -> str:
     return f"/player/{hashlib.sha256(content).hexdigest()[:12]}"
 
 
+def check_installed() -> None:
+    """Before any work that is done in order to serve.
+
+    Raises:
+        BackendUnavailableError: the extra `serve` is not installed.
+    """
+    try:
+        import starlette.applications  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError:
+        raise BackendUnavailableError("serving needs starlette and uvicorn", hint=_HINT) from None
+
+
 def create_app(target: Path, options: ServeOptions) -> Starlette:
     """The application: `/` leads to the player or lists scenes, `/scenes/...` are files, `/player/...` the player.
 
@@ -201,14 +214,12 @@ def create_app(target: Path, options: ServeOptions) -> Starlette:
     Raises:
         BackendUnavailableError: the extra `serve` is not installed.
     """
-    try:
-        from starlette.applications import Starlette
-        from starlette.middleware import Middleware
-        from starlette.middleware.trustedhost import TrustedHostMiddleware
-        from starlette.responses import RedirectResponse, Response
-        from starlette.routing import Route
-    except ImportError:
-        raise BackendUnavailableError("serving needs starlette and uvicorn", hint=_HINT) from None
+    check_installed()
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+    from starlette.responses import RedirectResponse, Response
+    from starlette.routing import Route
 
     files = player_files()
     prefix = player_prefix()
@@ -442,10 +453,9 @@ def make_server(target: Path, options: ServeOptions) -> Iterator[tuple[uvicorn.S
         ParameterError: no such file or folder, or the address cannot be listened on.
         BackendUnavailableError: the extra `serve` is not installed.
     """
-    try:
-        import uvicorn
-    except ImportError:
-        raise BackendUnavailableError("serving needs starlette and uvicorn", hint=_HINT) from None
+    check_installed()
+    import uvicorn
+
     if target.is_file():
         check_playable(target)
     elif not target.is_dir():

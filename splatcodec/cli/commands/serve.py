@@ -1,8 +1,9 @@
 """Show scenes in a browser, on this machine or on a phone.
 
 Serves a .splc file, or a folder of them, together with the player, and opens it. Any other scene that can be read, also
-a folder of frames, is compressed first, into a temporary file that is removed at the end. Only this machine connects,
-unless --host says otherwise: with --host 0.0.0.0 everybody in the network can, and a QR code for a phone is printed.
+a lossless one or a folder of frames, is compressed first, into a temporary file that is removed at the end. Only this
+machine connects, unless --host says otherwise: with --host 0.0.0.0 everybody in the network can, and a QR code for a
+phone is printed.
 --tls makes a certificate that nobody vouches for: browsers warn, and go on if told so.
 
 examples:
@@ -19,14 +20,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-import time
 from pathlib import Path
 
-from .. import moving
-from ..arguments import add_json, human_bytes, nonnegative_int, size_bytes
+from ..arguments import add_json, nonnegative_int, size_bytes
 from ..console import Console
-from ..edit_options import add_edit_options, apply_edits, has_edits, read_scene
+from ..edit_options import add_edit_options, has_edits
 from ..exit_codes import ExitCode
+from ..playable import playable_file
+
+# As little work as there is, at a quality at which one looks at the scene and not at the codec.
+_MAKING = {"effort": 1, "quality": 80.0}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,31 +65,32 @@ def throttle(text: str) -> tuple[float, float]:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Serve `args.target` until interrupted."""
     from ...errors import BackendUnavailableError, ParameterError
-    from ...streaming.converted import needs_conversion, playable_file
-    from ...streaming.server import ServeOptions, Throttle, list_scenes, make_server, qr_code, self_signed
+    from ...sequence.input import is_moving_source
+    from ...streaming.server import (
+        ServeOptions,
+        Throttle,
+        check_installed,
+        list_scenes,
+        make_server,
+        qr_code,
+        self_signed,
+    )
 
     if args.port > 65535:
         raise ParameterError(f"port {args.port}", hint="0 to 65535")
     target = Path(args.target)
     if not target.exists():
         raise ParameterError("no such file or folder", file=args.target)
+    check_installed()
     slow = Throttle(args.throttle[0], args.throttle[1] / 1000) if args.throttle else None
     with contextlib.ExitStack() as stack:
-        edited = None
-        if has_edits(args):
-            if moving.is_moving(args.target) or (target.is_dir() and list_scenes(target)):
+        # A folder without frames is one of scenes, also an empty one.
+        if target.is_dir() and (list_scenes(target) or not is_moving_source(target)):
+            if has_edits(args):
                 raise ParameterError("edit steps are for one still scene", file=args.target)
-            edited, _ = apply_edits(read_scene(args.target, args, console), args, console)
-        if edited is not None or needs_conversion(target):
-            why = "the scene is edited" if edited is not None else f"{target.name} is no .splc file"
-            console.note(
-                f"{why}: a temporary one is made, which is removed at the end"
-                " (`splatcodec compress` makes one to keep, and smaller)"
-            )
-            began = time.monotonic()
-            target = stack.enter_context(playable_file(target, console.progress, scene=edited))
-            del edited
-            console.note(f"{human_bytes(target.stat().st_size)}, made in {time.monotonic() - began:.0f} s")
+        else:
+            name = re.sub(r"[^\w.-]+", "-", target.resolve().stem).strip(".-") or "scene"  # part of the address
+            target = Path(stack.enter_context(playable_file(args.target, args, console, name=name, **_MAKING)))
         certificate = stack.enter_context(self_signed(args.host)) if args.tls else None
         options = ServeOptions(args.host, args.port, args.cors, slow, certificate)
         server, listener, url = stack.enter_context(make_server(target, options))
