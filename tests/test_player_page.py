@@ -227,6 +227,18 @@ def test_a_server_that_ignores_ranges(scenes, tmp_path):
     assert any("ranges" in notice for notice in facts["notices"])
 
 
+def test_memory_beside_records_is_bounded_while_a_scene_loads(tmp_path):
+    """What is handed over and not taken, or waits for other chunks, sorter and order: at most 0.3 of the records."""
+    path = tmp_path / "scene.splc"
+    path.write_bytes(api.compress(sample_scene(150_000), quality=80, effort=1))
+    with serving(tmp_path, throttle=Throttle(2e7, 0.01)) as url:
+        (facts,) = browse("progress", url("/scenes/scene.splc"))
+    memory = facts["memory"]
+    assert facts["phase"] == "complete"
+    assert memory["gpu"] >= 64 * facts["gaussians"] > 5e6
+    assert memory["cpu"] < memory["peakBeside"] <= 0.3 * memory["gpu"], memory
+
+
 def test_budget_of_a_small_device(scenes, address):
     (facts,) = browse("progress", address("/scenes/scene.splc") + "&budget=1500")
     assert facts["phase"] == "complete"

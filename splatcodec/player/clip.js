@@ -82,7 +82,7 @@ export class Clip {
     /** @type {never[]} */
     this.places = [];
     this.received = 0;
-    this.peakBytes = 0;
+    this.peakBytes = this.decoderBytes = 0;
     this.heldBytes = 0;
     this.closed = false;
     /** @type {Frame[]} */
@@ -531,9 +531,9 @@ export class Clip {
     return this.shown?.layout.count ?? 0;
   }
 
-  /** Bytes that are kept beside the textures: the sorter's, and orders. */
+  /** Bytes that are kept beside records: the sorter's, and the order, there and in a texture. */
   get cpuBytes() {
-    return this.capacity * (6 * BLOCK + 69) + 8 * BLOCK * this.capacity;
+    return this.capacity * (10 * BLOCK + 69) + this.renderer.orderBytes;
   }
 
   /** Where the scene is, by its first frame. */

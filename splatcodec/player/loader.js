@@ -2,15 +2,17 @@
 //
 //     page: open, plan, ack ...  ->  runs of chunks: cache, or one request for neighbours  ->  decoder  ->  page: parts
 //
-// Decoded parts are handed over, at most a few before the page has taken them, so that memory does not grow with the
-// speed of the network. Nothing here knows about drawing.
+// What is decoded is handed over in slices, at most a few before the page has taken them, so that memory grows neither
+// with the speed of the network nor with the size of parts. Nothing here knows about drawing.
 
-import { open, SplcError } from "./decoder/index.js";
+import { labelOf, located } from "./decoder/container.js";
+import { BLOCK, open, SplcError } from "./decoder/index.js";
+import { newRecords, SH_WORDS } from "./decoder/reconstruct.js";
 
 /** @typedef {import("./decoder/index.js").SplcFile} SplcFile */
 /** @typedef {import("./decoder/container.js").ChunkEntry} ChunkEntry */
 /** @typedef {import("./decoder/container.js").TilePart} TilePart */
-/** @typedef {import("./decoder/index.js").Part} Part */
+/** @typedef {import("./decoder/index.js").Look} Look */
 
 /**
  * What a page sends.
@@ -38,8 +40,14 @@ const RUN_BYTES = 2 ** 19;
 /** The next request begins when the last ones still owe so much: about what is under way on a fast long link. */
 const AHEAD_BYTES = 2 ** 17;
 const GAP_BYTES = 2 ** 13;
-/** Bytes handed over and not yet taken, beyond which nothing more is asked for. */
-const MAX_WAITING_BYTES = 2 ** 20;
+/** Gaussians that are decoded and handed over at once. */
+const SLICE = 8 * BLOCK;
+/** Bytes handed over and not yet taken, beyond which nothing is decoded: so many a Gaussian of the file, within limits. */
+const WAITING_BYTES = 2;
+const WAITING_LIMITS = [3 * 2 ** 16, 2 ** 21];
+/** Layers of SH components longer than this come tile by tile, shorter ones as they lie in the file, in fewer requests. */
+const LARGE_BYTES = 2 ** 15;
+const NEUTRAL = Object.freeze({ grow: 0, gain: 1024 });
 const CACHE_NAME = "splatcodec-chunks-1";
 const MAX_CACHED_BYTES = 2 ** 28;
 const RETRIES = 5;
@@ -152,9 +160,11 @@ class ChunkCache {
 /**
  * A part that has begun to come.
  * @typedef {object} Open
- * @property {AsyncGenerator<Part, void, void>} parts
+ * @property {number} index
  * @property {Set<ChunkEntry>} missing chunks
- * @property {boolean} failed what else comes of it is of no use
+ * @property {(Uint8Array | null)[]} layers those that have come
+ * @property {Int32Array | null} links of its Gaussians, if there are layers
+ * @property {boolean} closed what else comes of it is of no use
  */
 
 /** One open file. */
@@ -181,6 +191,11 @@ class Loader {
     /** @type {Map<TilePart, Open>} */
     this.open = new Map();
     this.waiting = 0;
+    this.mostWaiting = WAITING_LIMITS[0];
+    /** Somebody waits for the page to take something. @type {(() => void) | null} */
+    this.wake = null;
+    /** The engine decodes one chunk after the other. @type {Promise<void>} */
+    this.turn = Promise.resolve();
     this.paused = false;
     /** Bytes that were asked for and have not come. */
     this.owed = 0;
@@ -224,6 +239,7 @@ class Loader {
     file.units.forEach((unit, index) => {
       for (const chunk of [unit.entry, ...unit.layers]) if (chunk) this.owners.set(chunk, { unit, index });
     });
+    this.mostWaiting = Math.max(WAITING_LIMITS[0], Math.min(WAITING_BYTES * file.numGaussians, WAITING_LIMITS[1]));
     const { version, size, numGaussians, shDegree, levels } = file;
     const parts = file.units.map(({ entry, layers, last }) => {
       const bytes = layers.reduce((sum, layer) => sum + (layer?.length ?? 0), entry.length);
@@ -271,11 +287,21 @@ class Loader {
     }
     this.queue = groups.flatMap((group) => {
       const chunks = group.flatMap((index) => this.chunksOf(file.units[index]));
-      return chunks.filter((chunk) => !this.asked.has(chunk)).sort((a, b) => a.offset - b.offset);
+      return chunks.filter((chunk) => !this.asked.has(chunk)).sort((a, b) => this.rank(a) - this.rank(b) || a.offset - b.offset);
     });
     // Where the whole file comes there is one order.
     if (this.growing) this.queue.sort((a, b) => a.offset - b.offset);
     this.pump();
+  }
+
+  /**
+   * Where a chunk comes in the order. Layers wait for each other: long ones follow the first of their part.
+   * @param {ChunkEntry} entry
+   */
+  rank(entry) {
+    const { layers } = /** @type {{ unit: TilePart }} */ (this.owners.get(entry)).unit;
+    const first = layers.find((layer) => layer)?.offset ?? 0;
+    return entry.layer && layers.some((layer) => layer && layer.length > LARGE_BYTES) ? first : entry.offset;
   }
 
   get growing() {
@@ -294,7 +320,7 @@ class Loader {
   pump() {
     if (!this.file || this.failed) return;
     const most = this.remote && !this.growing ? 3 : 1;
-    while (this.queue.length && !this.paused && this.waiting < MAX_WAITING_BYTES && this.running < most) {
+    while (this.queue.length && !this.paused && this.waiting < this.mostWaiting && this.running < most) {
       if (this.running && this.owed > AHEAD_BYTES) return;
       if (this.mayBeCached(this.queue[0])) return;
       const run = this.nextRun();
@@ -373,57 +399,144 @@ class Loader {
    * @param {Uint8Array} bytes
    * @param {boolean} fromCache
    */
-  async take(entry, bytes, fromCache) {
-    const file = /** @type {SplcFile} */ (this.file);
-    const { unit } = /** @type {{ unit: TilePart }} */ (this.owners.get(entry));
+  take(entry, bytes, fromCache) {
+    return (this.turn = this.turn.then(() => this.use(entry, bytes, fromCache)));
+  }
+
+  /**
+   * Decode a chunk, or keep it until all layers of its part are there: the Gaussians come as soon as they can.
+   * @param {ChunkEntry} entry
+   * @param {Uint8Array} bytes
+   * @param {boolean} fromCache
+   */
+  async use(entry, bytes, fromCache) {
+    const { unit, index } = /** @type {{ unit: TilePart, index: number }} */ (this.owners.get(entry));
     let open = this.open.get(unit);
     if (!open) {
-      const { tile, level } = unit.entry;
-      const parts = file.stream({ parts: [{ tile, level }], as: "records", shLayers: this.shLayers });
-      this.open.set(unit, (open = { parts, missing: new Set(this.chunksOf(unit)), failed: false }));
+      open = { index, missing: new Set(this.chunksOf(unit)), layers: [null, null, null], links: null, closed: false };
+      this.open.set(unit, open);
     }
-    if (open.failed || !open.missing.delete(entry)) return;
-    file.ahead.set(entry, bytes);
+    if (open.closed || !open.missing.delete(entry)) return;
+    let at = entry;
     try {
-      // The Gaussians as soon as they are there, their SH coefficients when all layers are.
-      if (entry === unit.entry) await this.hand(open, unit);
-      if (open.missing.size === 0) {
-        if (this.chunksOf(unit).length > 1) await this.hand(open, unit);
-        this.close(unit);
+      await /** @type {SplcFile} */ (this.file).readChunk(/** @type {any} */ ({ read: () => bytes }), entry);
+      if (entry.layer) open.layers[entry.layer - 1] = bytes;
+      else await this.decodeTile(open, unit, bytes);
+      if (open.missing.size === 0 && open.links) {
+        await this.decodeLayers(open, open.links, (layer) => (at = /** @type {ChunkEntry} */ (unit.layers[layer - 1])));
       }
+      if (open.closed) return;
+      if (open.missing.size === 0) this.close(unit);
       if (!fromCache) this.cache?.put(entry, bytes);
     } catch (error) {
       // One damaged chunk costs what it holds; what else is in the file can still be shown.
       this.close(unit);
-      open.failed = true;
-      if (entry === unit.entry) this.open.set(unit, open);
+      this.open.set(unit, open);
       if (fromCache) this.cache?.forget(entry);
-      this.post({ say: "damage", error: plainError(error), part: this.owners.get(entry)?.index });
+      this.post({ say: "damage", error: plainError(located(error, labelOf(at), at.offset)), part: index });
     }
   }
 
   /** @param {TilePart} unit */
   close(unit) {
+    const open = this.open.get(unit);
+    if (open) Object.assign(open, { closed: true, links: null, layers: [] });
     this.open.delete(unit);
-    for (const chunk of [unit.entry, ...unit.layers]) if (chunk) this.file?.ahead.delete(chunk);
   }
 
   /**
-   * Decode and hand over.
    * @param {Open} open
    * @param {TilePart} unit
+   * @param {Uint8Array} bytes
    */
-  async hand(open, unit) {
-    const { value } = await open.parts.next();
-    if (!value) return;
-    const { index } = /** @type {{ index: number }} */ (this.owners.get(unit.entry));
-    const { records, sh, look, under, count } = value;
-    const packed = sh && paddedSh(/** @type {Uint32Array} */ (sh), count);
-    const buffers = [records?.records.buffer, records?.boxes.buffer, packed?.buffer];
-    const transfer = /** @type {ArrayBuffer[]} */ (buffers.filter((buffer) => buffer));
+  async decodeTile(open, { entry: { count, level }, last }, bytes) {
+    const engine = /** @type {import("./decoder/fast.js").FastEngine} */ (this.file?.engine);
+    const { own, under } = engine.start(bytes, count);
+    const look = level && !last ? own : NEUTRAL;
+    if (open.missing.size || open.layers.some((layer) => layer)) open.links = new Int32Array(count);
+    for (let first = 0; first < count && !open.closed; first += SLICE) {
+      const size = Math.min(SLICE, count - first);
+      await this.room(17 * size);
+      const records = newRecords(size);
+      for (let at = 0; at < size; at += BLOCK) engine.writeRecords(records, at, engine.next(open.links));
+      // Whether the chunk ends where it should.
+      if (first + size === count) engine.next(null);
+      this.hand(open, { first, records, look, under: level ? (last ? null : under) : NEUTRAL }, [records.records, records.boxes]);
+    }
+  }
+
+  /**
+   * @param {Open} open all layers of which are there
+   * @param {Int32Array} links
+   * @param {(layer: number) => void} at is told what is being decoded
+   */
+  async decodeLayers(open, links, at) {
+    const { engine, shDegree } = /** @type {{ engine: import("./decoder/fast.js").FastEngine, shDegree: number }} */ (this.file);
+    const count = links.length;
+    const words = SH_WORDS[shDegree];
+    const packed = new Uint32Array(words * Math.min(SLICE, count));
+    const layers = [1, 2, 3].filter((layer) => open.layers[layer - 1]);
+    const mask = layers.reduce((sum, layer) => sum | (1 << (layer - 1)), 0);
+    const next = (/** @type {number} */ size, /** @type {number} */ done) => {
+      for (const layer of layers) at(layer), engine.nextLayer(layer, size, links, done);
+    };
+    engine.startLayers(open.layers, (layer, work) => (at(layer), work()));
+    // The engine has them now.
+    open.layers = [];
+    for (let first = 0; first < count && !open.closed; first += SLICE) {
+      const size = Math.min(SLICE, count - first);
+      await this.room(4 * words * size);
+      for (let done = 0; done < size; done += BLOCK) {
+        const block = Math.min(BLOCK, size - done);
+        next(block, first + done);
+        engine.writeShRecords(mask, packed, done, block);
+      }
+      if (first + size === count) next(0, count);
+      const sh = paddedSh(packed, words, size);
+      this.hand(open, { first, sh }, [sh]);
+    }
+  }
+
+  /**
+   * Resolves when the page has taken enough for so many bytes more.
+   * @param {number} bytes
+   */
+  async room(bytes) {
+    while (this.waiting && this.waiting + bytes > this.mostWaiting) {
+      await new Promise((/** @type {(value?: unknown) => void} */ done) => (this.wake = done));
+    }
+  }
+
+  /** @param {number} bytes that the page has taken */
+  taken(bytes) {
+    this.waiting -= bytes;
+    this.wake?.();
+    this.pump();
+  }
+
+  /**
+   * Hand a slice over.
+   * @param {Open} open
+   * @param {object} slice
+   * @param {ArrayBufferView[]} arrays of it
+   */
+  hand({ index, closed }, slice, arrays) {
+    if (closed) return;
+    const transfer = arrays.map(({ buffer }) => /** @type {ArrayBuffer} */ (buffer));
     const bytes = transfer.reduce((sum, { byteLength }) => sum + byteLength, 0);
     this.waiting += bytes;
-    this.post({ say: "part", index, look, under, records, sh: packed, bytes, received: this.received }, transfer);
+    const decoder = /** @type {any} */ (this.file?.engine).memory?.buffer.byteLength ?? 0;
+    this.post({ say: "part", index, ...slice, bytes, received: this.received, held: this.held, decoder }, transfer);
+  }
+
+  /** Bytes on this side: chunks that wait for others of their part, and what they need of it; what the page has not taken. */
+  get held() {
+    let sum = this.waiting;
+    for (const { layers, links } of this.open.values()) {
+      sum += links?.byteLength ?? 0;
+      for (const layer of layers) sum += layer?.length ?? 0;
+    }
+    return sum;
   }
 
   /** @param {unknown} error */
@@ -436,10 +549,10 @@ class Loader {
 /**
  * SH words of each Gaussian filled up to whole texels of four.
  * @param {Uint32Array} sh
+ * @param {number} words of a Gaussian
  * @param {number} count
  */
-function paddedSh(sh, count) {
-  const words = sh.length / count;
+function paddedSh(sh, words, count) {
   const wide = (words + 3) & ~3;
   // Texel by texel: the first of all Gaussians, the second of all ...
   const out = new Uint32Array(wide * count);
@@ -486,7 +599,6 @@ scope.onmessage = (/** @type {MessageEvent<LoaderQuestion>} */ { data }) => {
     loader.paused = data.paused ?? false;
     loader.pump();
   } else if (data.ask === "ack") {
-    loader.waiting -= data.bytes ?? 0;
-    loader.pump();
+    loader.taken(data.bytes ?? 0);
   }
 };

@@ -569,9 +569,10 @@ export class Player {
     return { width, height, pixels: this.renderer.pixels(width, height) };
   }
 
-  /** Bytes of the textures, and most bytes that were kept beside them. */
+  /** Bytes of the records, and beside them: what stays, the most there was, and what the decoder took to work in. */
   get memory() {
-    return { gpu: this.renderer.bytes, cpu: this.scene?.cpuBytes ?? 0, peakBeside: this.scene?.peakBytes ?? 0 };
+    const { cpuBytes: cpu = 0, peakBytes: peakBeside = 0, decoderBytes: decoder = 0 } = this.scene ?? {};
+    return { gpu: this.renderer.bytes, cpu, peakBeside, decoder };
   }
 
   /** Let go of the scene. */

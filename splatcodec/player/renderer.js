@@ -335,6 +335,11 @@ export class Renderer {
     return Object.keys(this.textures).length ? texel * (BLOCK * (1 + SH_TEXELS[this.degree]) + 5) : 0;
   }
 
+  /** Bytes of the texture of the order. */
+  get orderBytes() {
+    return 4 * WIDTH * this.orderRows;
+  }
+
   /**
    * Put rows of texels of blocks into a texture.
    * @param {string} name
@@ -388,7 +393,7 @@ export class Renderer {
     const rows = Math.ceil(count / WIDTH);
     if (rows > this.orderRows) {
       gl.deleteTexture(this.order);
-      this.orderRows = Math.ceil(1.2 * rows);
+      this.orderRows = Math.max(rows, Math.min(Math.ceil(1.2 * rows), this.capacity / PER_ROW));
       this.order = this.makeTexture(gl.R32UI, WIDTH, this.orderRows);
     }
     gl.activeTexture(gl.TEXTURE0);

@@ -5,7 +5,7 @@
 // A tile is shown by levels 0 to l, as many as are there without a gap, and without level 0 once all are there. What
 // changes in a picture changes when the order that goes with it arrives, so that no frame shows half of a change.
 
-import { BLOCK } from "./renderer.js";
+import { BLOCK, SH_TEXELS } from "./renderer.js";
 
 /** @typedef {import("./camera.js").View} View */
 /** @typedef {import("./renderer.js").Renderer} Renderer */
@@ -32,29 +32,35 @@ import { BLOCK } from "./renderer.js";
  * @property {number} level
  * @property {number} tile
  * @property {number} count
- * @property {{ block: number, blocks: number }[]} runs where its blocks are; empty while it is not there
+ * @property {{ block: number, blocks: number }[]} runs where its blocks are; empty while none of it is there
+ * @property {number} records how many of its Gaussians are there
+ * @property {number} coefficients the same of their SH coefficients
  * @property {Look} look of the tile if this is its highest level
  * @property {Look | null} under the same of level 0 below; null if it is not shown any more
  * @property {"absent" | "asked" | "there"} state
- * @property {boolean} sh whether its SH coefficients are there
+ * @property {boolean} sh whether its SH coefficients are there, all of them
  * @property {boolean} shown
  * @property {boolean} damaged
  */
 
 /**
- * What is to be uploaded.
- * @typedef {object} Upload
- * @property {Place} place
- * @property {{ records: Uint32Array, boxes: Float32Array } | null} records
- * @property {Uint32Array | null} sh texel by texel
- * @property {Look} look
+ * A slice of a part: records or SH coefficients.
+ * @typedef {object} Slice
+ * @property {number} index
+ * @property {number} first Gaussian of it, whole blocks after that of the part
+ * @property {{ records: Uint32Array, boxes: Float32Array }} [records]
+ * @property {Uint32Array} [sh] texel by texel
+ * @property {Look} look with records
  * @property {Look | null} under
  * @property {number} bytes
+ * @property {number} received
+ * @property {number} held bytes that the loader has, this slice included
+ * @property {number} decoder bytes that WebAssembly has taken to decode
  */
 
+/** Of a part that is not there; its runs are replaced, never changed. */
+const NOTHING = Object.freeze({ runs: [], records: 0, coefficients: 0, state: "absent", sh: false });
 const NEUTRAL = Object.freeze({ grow: 0, gain: 1024 });
-/** Uploads of a frame end after so many bytes. */
-const UPLOAD_BYTES = 2 ** 21;
 /** Gaussians of the thumbnail that say where the scene is. */
 const SAMPLES = 1024;
 
@@ -89,7 +95,7 @@ export class Scene {
     this.tiles = new Map();
     this.capacity = 0;
     this.used = new Uint8Array(0);
-    /** @type {Upload[]} */
+    /** What has arrived and waits for blocks. @type {Slice[]} */
     this.uploads = [];
     /** Numbers the states that an order may belong to. */
     this.version = 0;
@@ -107,11 +113,11 @@ export class Scene {
     this.closed = false;
     this.sortMs = 0;
     this.drawnBlocks = 0;
-    this.peakBytes = 0;
+    this.peakBytes = this.decoderBytes = 0;
     /** Position and opacity of some Gaussians of the thumbnail. @type {number[]} */
     this.samples = [];
-    /** Bytes of decoded parts on this side that are not uploaded yet. */
-    this.heldBytes = 0;
+    /** The part that samples are of, if there are no thumbnails. @type {Place | null} */
+    this.sampled = null;
     this.loader = loader;
     this.sorter = sorter;
     this.loader.onmessage = ({ data }) => this.hear(data);
@@ -149,7 +155,7 @@ export class Scene {
   opened(facts) {
     this.facts = facts;
     this.places = facts.parts.map(({ level, tile, count }, index) => ({
-      index, level, tile, count, runs: [], look: NEUTRAL, under: NEUTRAL, state: "absent", sh: false, shown: false, damaged: false,
+      index, level, tile, count, runs: [], records: 0, coefficients: 0, look: NEUTRAL, under: NEUTRAL, state: "absent", sh: false, shown: false, damaged: false,
     }));
     for (const place of this.places) {
       const levels = this.tiles.get(place.tile) ?? [];
@@ -175,9 +181,8 @@ export class Scene {
     if (!this.facts) return;
     this.uploads = [];
     this.deferred = [];
-    this.heldBytes = 0;
     const lost = this.places.filter(({ state }) => state !== "absent").map(({ index }) => index);
-    for (const place of this.places) Object.assign(place, { runs: [], state: "absent", sh: false, shown: false });
+    for (const place of this.places) Object.assign(place, { ...NOTHING, shown: false });
     this.makeRoom();
     this.plan(lost);
   }
@@ -246,41 +251,43 @@ export class Scene {
     return radius / distance;
   }
 
-  /** @param {{ index: number, look: Look, under: Look | null, records: any, sh: Uint32Array | null, bytes: number, received: number }} part */
-  arrived({ index, look, under, records, sh, bytes, received }) {
-    const place = this.places[index];
-    this.received = received;
-    if (place.state === "absent") return this.loader.postMessage({ ask: "ack", bytes });
-    this.heldBytes += bytes;
-    this.uploads.push({ place, records, sh, look, under, bytes });
-    this.events.changed();
+  /** @param {Slice} slice */
+  arrived(slice) {
+    this.received = slice.received;
+    this.decoderBytes = slice.decoder;
+    this.peakBytes = Math.max(this.peakBytes, slice.held + this.cpuBytes);
+    this.uploads.push(slice);
+    this.upload();
+    if (this.uploads.length) this.events.changed();
   }
 
   /** @param {{ part?: number, error: { message: string, code: string } }} message */
   damaged({ part, error }) {
     const place = part === undefined ? undefined : this.places[part];
-    if (place && place.state !== "there") Object.assign(place, { damaged: true, state: "absent" });
+    if (place && place.state !== "there") {
+      // No order names its blocks yet.
+      for (const { block, blocks } of place.runs) this.used.fill(0, block, block + blocks);
+      Object.assign(place, NOTHING, { damaged: true });
+    }
     this.events.damage(error);
   }
 
-  /** Upload some of what has arrived; returns whether there is more. */
+  /** Upload what has arrived; returns whether there is more. */
   upload() {
-    let bytes = 0;
-    this.peakBytes = Math.max(this.peakBytes, this.heldBytes + this.cpuBytes);
-    while (this.uploads.length && bytes < UPLOAD_BYTES) {
-      const { place, records, sh, look, under, bytes: own } = this.uploads[0];
-      // Blocks that were given up are free when no order names them any more.
-      if (records && place.state === "asked" && this.free < Math.ceil(place.count / BLOCK)) return true;
-      this.uploads.shift();
-      this.heldBytes -= own;
-      bytes += own;
-      this.loader.postMessage({ ask: "ack", bytes: own });
-      if (place.state === "absent") continue;
-      // What was given up and asked for again may come twice.
-      if (records && place.state === "asked") this.uploadRecords(place, records, look, under);
-      if (sh && place.state === "there" && !place.sh) this.uploadSh(place, sh);
+    for (let slice; (slice = this.uploads[0]); this.uploads.shift()) {
+      const { first, records, sh, bytes } = slice;
+      const place = this.places[slice.index];
+      // What was given up and asked for again may come twice: what is there already, or follows a gap, is left out.
+      if (records && place.state === "asked" && first === place.records) {
+        // Blocks that were given up are free when no order names them any more.
+        if (!first && this.free < Math.ceil(place.count / BLOCK)) return true;
+        this.uploadRecords(place, slice, records);
+      } else if (sh && place.state === "there" && first === place.coefficients) {
+        this.uploadSh(place, first, sh);
+      }
+      this.loader.postMessage({ ask: "ack", bytes });
     }
-    return this.uploads.length > 0;
+    return false;
   }
 
   /** Blocks that are free. */
@@ -288,50 +295,49 @@ export class Scene {
     return this.used.reduce((sum, used) => sum - used, this.capacity);
   }
 
-  /** Bytes that are kept beside the textures: the sorter's, and orders. */
+  /** Bytes that are kept beside records: the sorter's, and the order, there and in a texture. */
   get cpuBytes() {
-    return this.capacity * (6 * BLOCK + 68) + 8 * BLOCK * this.capacity;
+    return this.capacity * (10 * BLOCK + 68) + this.renderer.orderBytes;
   }
 
   /**
    * @param {Place} place
-   * @param {{ records: Uint32Array, boxes: Float32Array }} records
-   * @param {Look} look
-   * @param {Look | null} under
+   * @param {Slice} slice
+   * @param {{ records: Uint32Array, boxes: Float32Array }} given
    */
-  uploadRecords(place, { records, boxes }, look, under) {
+  uploadRecords(place, { first, look, under }, { records, boxes }) {
     const { renderer } = this;
-    place.runs = this.allocate(Math.ceil(place.count / BLOCK));
-    Object.assign(place, { look, under });
-    place.state = "there";
-    if (place.level === 0 || !this.samples.length) this.sample(place, records, boxes);
+    const size = records.length / 4;
+    if (!first) place.runs = this.allocate(Math.ceil(place.count / BLOCK));
+    this.sampled ??= place;
+    if (place.level === 0 || this.sampled === place) this.sample(place, records, boxes);
     const blocks = [];
-    let from = 0;
-    for (const { block, blocks: size } of place.runs) {
-      const texels = Math.min(BLOCK * size, place.count - BLOCK * from);
-      renderer.upload("records", block, texels, BLOCK, records, 4 * BLOCK * from);
-      renderer.upload("boxes", block, 4 * size, 4, boxes, 16 * from);
-      for (let k = 0; k < size; k++) blocks.push(block + k);
-      from += size;
+    for (const { block, blocks: own, from } of pieces(place, first, size)) {
+      renderer.upload("records", block, Math.min(BLOCK * own, size - BLOCK * from), BLOCK, records, 4 * BLOCK * from);
+      renderer.upload("boxes", block, 4 * own, 4, boxes, 16 * from);
+      for (let k = 0; k < own; k++) blocks.push(block + k);
     }
     this.sorter.postMessage({ ask: "put", blocks: Int32Array.from(blocks), records, boxes }, [records.buffer, boxes.buffer]);
+    place.records += size;
+    if (place.records < place.count) return;
+    Object.assign(place, { look, under, state: "there" });
     this.reconsider(place.tile);
   }
 
   /**
    * @param {Place} place
+   * @param {number} first
    * @param {Uint32Array} sh
    */
-  uploadSh(place, sh) {
-    const texels = sh.length / (4 * place.count);
-    for (let k = 0; k < texels; k++) {
-      let from = 0;
-      for (const { block, blocks: size } of place.runs) {
-        const count = Math.min(BLOCK * size, place.count - BLOCK * from);
-        this.renderer.upload(`sh${k}`, block, count, BLOCK, sh, 4 * (place.count * k + BLOCK * from));
-        from += size;
-      }
+  uploadSh(place, first, sh) {
+    const texels = SH_TEXELS[/** @type {Facts} */ (this.facts).shDegree];
+    const size = sh.length / (4 * texels);
+    for (const { block, blocks, from } of pieces(place, first, size)) {
+      const count = Math.min(BLOCK * blocks, size - BLOCK * from);
+      for (let k = 0; k < texels; k++) this.renderer.upload(`sh${k}`, block, count, BLOCK, sh, 4 * (size * k + BLOCK * from));
     }
+    place.coefficients += size;
+    if (place.coefficients < place.count) return;
     place.sh = true;
     this.applyLook(place);
     this.events.changed();
@@ -370,7 +376,7 @@ export class Scene {
   drop(place) {
     const { runs } = place;
     this.hide(place);
-    Object.assign(place, { runs: [], state: "absent", sh: false });
+    Object.assign(place, NOTHING);
     if (runs.length) this.defer(() => runs.forEach(({ block, blocks }) => this.used.fill(0, block, block + blocks)));
     this.reconsider(place.tile);
   }
@@ -500,7 +506,7 @@ export class Scene {
    */
   sample({ count }, records, boxes) {
     const step = Math.max(1, Math.ceil(count / Math.max(64, SAMPLES / Math.max(1, this.tiles.size))));
-    for (let i = 0; i < count && this.samples.length < 4 * SAMPLES; i += step) {
+    for (let i = 0; 4 * i < records.length && this.samples.length < 4 * SAMPLES; i += step) {
       const [a, b, , d] = records.subarray(4 * i, 4 * i + 4);
       const box = 16 * Math.floor(i / BLOCK);
       const q = [a & 65535, a >>> 16, b & 65535];
@@ -528,6 +534,24 @@ export class Scene {
     this.tiles.clear();
     this.spare = undefined;
   }
+}
+
+/**
+ * Where Gaussians of a part lie: runs of blocks, and how many blocks of those asked for come before each.
+ * @param {Place} place
+ * @param {number} first a multiple of the size of blocks
+ * @param {number} size
+ */
+function pieces({ runs }, first, size) {
+  const [low, high] = [first / BLOCK, Math.ceil((first + size) / BLOCK)];
+  const found = [];
+  let at = 0;
+  for (const { block, blocks } of runs) {
+    const [from, to] = [Math.max(low, at), Math.min(high, at + blocks)];
+    if (from < to) found.push({ block: block + from - at, blocks: to - from, from: from - low });
+    at += blocks;
+  }
+  return found;
 }
 
 /**

@@ -38,8 +38,10 @@ let boxes = new Float32Array(0);
 let counts = new Uint16Array(0);
 let shown = new Uint8Array(0);
 let nodeOf = new Uint8Array(0);
+/** Depths of a block, and their bits. */
+const depths = new Float32Array(BLOCK);
+const words = new Uint32Array(depths.buffer);
 const histogram = new Uint32Array(KEYS + 1);
-let depths = new Float32Array(0);
 /** Position and rows of the camera, as each node sees them. */
 let cameras = new Float64Array(12);
 const float = new Float32Array(1);
@@ -104,6 +106,27 @@ function isSeen(block, { near, tangents }) {
 }
 
 /**
+ * Depths of the Gaussians of a block, into `depths`.
+ * @param {number} block
+ * @returns {number} how many
+ */
+function measure(block) {
+  const box = 16 * block;
+  const camera = 12 * nodeOf[block];
+  const [x, y, z] = [cameras[camera], cameras[camera + 1], cameras[camera + 2]];
+  const [fx, fy, fz] = [cameras[camera + 9], cameras[camera + 10], cameras[camera + 11]];
+  const dx = fx * boxes[box + 3];
+  const dy = fy * boxes[box + 4];
+  const dz = fz * boxes[box + 5];
+  const start = fx * (boxes[box] - x) + fy * (boxes[box + 1] - y) + fz * (boxes[box + 2] - z);
+  const count = counts[block];
+  for (let i = 0, k = 3 * BLOCK * block; i < count; i++, k += 3) {
+    depths[i] = start + dx * positions[k] + dy * positions[k + 1] + dz * positions[k + 2];
+  }
+  return count;
+}
+
+/**
  * Places of what is seen, furthest first: one pass of counting sort over the bits of the depth, which are as fine near
  * as far.
  * @param {SorterView} view
@@ -120,25 +143,14 @@ function sorted(view, spare) {
       most += counts[block];
     }
   }
-  if (depths.length < most) depths = new Float32Array(Math.ceil(1.1 * most));
   const order = spare && spare.byteLength >= 4 * most ? new Uint32Array(spare) : new Uint32Array(most);
   let lowest = Infinity;
   let highest = 0;
-  let at = 0;
   let drawn = 0;
+  // Depths of a block are worked out three times: to keep those of all takes memory.
   for (const block of seen) {
-    const box = 16 * block;
-    const camera = 12 * nodeOf[block];
-    const [x, y, z] = [cameras[camera], cameras[camera + 1], cameras[camera + 2]];
-    const [fx, fy, fz] = [cameras[camera + 9], cameras[camera + 10], cameras[camera + 11]];
-    const dx = fx * boxes[box + 3];
-    const dy = fy * boxes[box + 4];
-    const dz = fz * boxes[box + 5];
-    const start =
-      fx * (boxes[box] - x) + fy * (boxes[box + 1] - y) + fz * (boxes[box + 2] - z);
-    for (let k = 3 * BLOCK * block, end = k + 3 * counts[block]; k < end; k += 3) {
-      const depth = start + dx * positions[k] + dy * positions[k + 1] + dz * positions[k + 2];
-      depths[at++] = depth;
+    for (let i = 0, count = measure(block); i < count; i++) {
+      const depth = depths[i];
       if (depth > near) {
         drawn++;
         if (depth < lowest) lowest = depth;
@@ -150,19 +162,19 @@ function sorted(view, spare) {
   const first = bitsOf(lowest);
   const scale = (KEYS - 1) / Math.max(1, bitsOf(highest) - first);
   histogram.fill(0);
-  const words = new Uint32Array(depths.buffer, 0, at);
-  for (let k = 0; k < at; k++) {
-    if (depths[k] > near) histogram[KEYS - 1 - (((words[k] - first) * scale) | 0)]++;
+  for (const block of seen) {
+    for (let i = 0, count = measure(block); i < count; i++) {
+      if (depths[i] > near) histogram[KEYS - 1 - (((words[i] - first) * scale) | 0)]++;
+    }
   }
   for (let k = 0, sum = 0; k < KEYS; k++) {
     const own = histogram[k];
     histogram[k] = sum;
     sum += own;
   }
-  let k = 0;
   for (const block of seen) {
-    for (let i = BLOCK * block, end = i + counts[block]; i < end; i++, k++) {
-      if (depths[k] > near) order[histogram[KEYS - 1 - (((words[k] - first) * scale) | 0)]++] = i;
+    for (let i = 0, count = measure(block); i < count; i++) {
+      if (depths[i] > near) order[histogram[KEYS - 1 - (((words[i] - first) * scale) | 0)]++] = BLOCK * block + i;
     }
   }
   return { order, count: drawn, blocks: seen.length };
