@@ -133,6 +133,33 @@ def test_a_field_draws_what_its_file_holds():
     assert (values[1] - values[0]) / 2e-2 == pytest.approx(float(found[0][at, 0]), rel=0.05, abs=0.5)
 
 
+def test_a_field_learns_the_colours_of_a_scene():
+    means = torch.rand(400, 3, generator=torch.Generator().manual_seed(1)) - 0.5
+    smooth = torch.sin(3 * means)[:, None, :]
+    sh0, shN = smooth * 0.5, smooth * torch.linspace(-0.3, 0.3, 3)[:, None]
+    weights = torch.ones(400)
+    weights[200:] = 0
+    shape = grid_for(400, (0, 0, 0), 1.0)
+    for base in (sh0, None):
+        params = {name: value.requires_grad_() for name, value in TrainedField.start(shape, 1, width=16).items()}
+        field = TrainedField(shape, params)
+        before = field.params["weights 0"]
+        with torch.no_grad():  # as where a finished run asks for its scene
+            field.learn(means, base, shN, weights)
+            drawn0, drawnN = field.colours(means)
+        assert field.params["weights 0"] is before
+        assert before.grad is None
+        for drawn, wanted in ((drawn0, base), (drawnN, shN)):
+            if wanted is None:
+                assert not drawn.any()
+            else:
+                assert float((drawn - wanted)[:200].square().mean() / wanted[:200].square().mean()) < 0.05
+    start = before.detach().clone()
+    field.learn(means[:0], None, shN[:0], weights[:0])
+    field.learn(means, None, shN[:, :0], weights)
+    assert torch.equal(field.params["weights 0"], start)
+
+
 def test_fields_grow_with_the_scene():
     sizes = [sum(grid_for(n, (0, 0, 0), 1.0).entries()) for n in (0, 1, 1000, 30_000, 1_000_000)]
     assert sizes == sorted(sizes)
@@ -190,7 +217,7 @@ def test_a_run_ends_in_a_file_that_is_the_scene(dataset, method, small_codebooks
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("stop", [58])  # codebooks are in use by then
+@pytest.mark.parametrize("stop", [58])  # the field has taken over and codebooks are in use by then
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(dataset, tmp_path, method, stop, small_codebooks):
     settings = {"method": method, "sh_degree": 3}
     whole_run = trainer_of(dataset, **settings)
@@ -211,6 +238,29 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(dataset, tmp_path, me
     again = resumed.run()
     assert_same_scene(again.gaussians, whole.gaussians)
     assert resumed.method.compressed(again.gaussians) == whole_run.method.compressed(whole.gaussians)
+
+
+def test_compact3dgs_is_plain_training_until_the_field_takes_over(dataset):
+    """Benchmarks continue plain training's state; a mask that is not drawn yet must not be pressed."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(progress):
+        if progress.iteration == 36:
+            raise Stop
+
+    runs = [trainer_of(dataset, method=method, progress=stop, mask_weight=1e3) for method in ("plain", "compact3dgs")]
+    for trainer in runs:
+        with pytest.raises(Stop):
+            trainer.run()
+    plain, ours = runs
+    for name, value in plain.splats.params.items():
+        assert torch.equal(value, ours.splats[name])
+    assert not ours.splats["mask"].any()
+    assert not ours.method.distilled
+    ours.method.attributes(ours.splats, 0.6)
+    assert ours.method.distilled
 
 
 @pytest.mark.parametrize("method", METHODS)

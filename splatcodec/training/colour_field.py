@@ -180,6 +180,45 @@ class TrainedField:
         x = x.reshape(len(means), -1, 3)
         return x[:, :1], x[:, 1:]
 
+    def learn(
+        self,
+        means: torch.Tensor,
+        sh0: torch.Tensor | None,
+        shN: torch.Tensor,
+        weights: torch.Tensor,
+        *,
+        steps: int = 300,
+        rate: float = 0.01,
+    ) -> None:
+        """Fit `params` to colours, by weighted least squares: for a scene that was learned without a field.
+
+        Args:
+            means: (N, 3) world units.
+            sh0: (N, 1, 3); None: the field's base colours become 0.
+            shN: (N, K - 1, 3).
+            weights: (N,) what each row counts.
+            steps, rate: of Adam over all rows; the rate falls to 0 along a cosine.
+        """
+        steps = steps if len(means) and (sh0 is not None or shN.numel()) else 0
+        adam = torch.optim.Adam(self.params.values(), lr=rate, betas=(0.9, 0.99), eps=1e-15)
+        share = (weights / weights.sum().clamp(min=1e-12))[:, None, None]
+        for step in range(steps):
+            adam.param_groups[0]["lr"] = rate * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+            with torch.enable_grad():
+                drawn0, drawnN = self.colours(means)
+                loss = (share * (drawnN - shN).square()).sum()
+                if sh0 is not None:
+                    loss = loss + (share * (drawn0 - sh0).square()).sum()
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+        for value in self.params.values():
+            value.grad = None
+        if sh0 is None:
+            with torch.no_grad():
+                for name in ("weights", "biases"):
+                    self.params[f"{name} {self.num_layers - 1}"][:3] = 0.0
+
     def quantized(self, means: npt.NDArray[np.float32] | None = None) -> ColourField:
         """What the file holds.
 

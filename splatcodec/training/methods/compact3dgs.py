@@ -26,15 +26,16 @@ from ...static.learned_encoder import encode_learned
 from ..colour_field import TrainedField, grid_for, width_for
 from ..residual_vq import ResidualQuantizer
 from ..settings import TrainSettings
-from ..splats import Splats
+from ..splats import RAW, Splats
 from .masked import Masked
 
 __all__ = ["METHOD"]
 
 _INSIDE = 0.9  # of the points the run starts from, in the ball that half of the grid is for
-_FIELD_RATE = 0.001  # the paper has 0.01 and 0.001 for runs of 30,000 steps
-_FIELD_WARM_UP = 0.01  # of the run, from 1 % of the rate
-_FIELD_FALL_FROM = 0.6  # of the run, once no Gaussian is new any more; down to a twentieth along a cosine
+# In a run of few steps a field that learns from pictures alone stays behind colours of one's own: it takes over from
+# them, once no Gaussian is new any more, when it has learned them.
+_FIELD_FROM = 0.6  # of a run that makes the scene first
+_FIELD_RATE = 0.001  # down to a twentieth along a cosine; the paper has 0.01 and 0.001 for runs of 30,000 steps
 _FIELD_ROUND_FROM = 0.7  # of the run: the field is drawn as the file will hold it
 # The paper's last 1,000 of 30,000 steps are too few in a short run: the earlier, once no Gaussian is new, the better.
 _VQ_FROM = 0.62
@@ -50,10 +51,12 @@ class Compact3dgs(Masked):
 
     name = "compact3dgs"
     makes_file = True
+    plain_until = _FIELD_FROM
 
     def __init__(self, settings: TrainSettings) -> None:
         super().__init__(settings)
         self.field: TrainedField | None = None
+        self.distilled = False
         self._vq_loss: torch.Tensor | None = None
         self._labels: dict[str, npt.NDArray[np.int32]] = {}
 
@@ -75,15 +78,21 @@ class Compact3dgs(Masked):
 
     def rates(self, progress: float) -> dict[str, float]:
         """Of mask, field and codebooks."""
-        rate = _FIELD_RATE * min(1.0, 0.01 + progress / _FIELD_WARM_UP)
-        fall = max(0.0, progress - _FIELD_FALL_FROM) / (1.0 - _FIELD_FALL_FROM)
-        rate *= 0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * fall))
+        fall = max(0.0, progress - self._field_from()) / (1.0 - self._field_from())
+        rate = _FIELD_RATE * (0.05 + 0.95 * 0.5 * (1.0 + math.cos(math.pi * fall)))
         found = super().rates(progress) | dict.fromkeys(self.shared.params, rate)
         return found | {name: _VQ_RATE for name in self.shared.params if name.startswith("codebooks")}
 
+    def _field_from(self) -> float:
+        return 0.0 if self.settings.strategy == "none" else _FIELD_FROM
+
     def attributes(self, splats: Splats, progress: float) -> dict[str, torch.Tensor]:
-        """Colours of the field; towards the end quantized scales and rotations; all of it masked."""
+        """Once it has learned them colours of the field; then quantized scales and rotations, too; all of it masked."""
         assert self.field is not None
+        if progress < self._field_from():
+            return {name: splats[name] for name in RAW}
+        if not self.distilled:
+            self._distil(splats)
         found = super().attributes(splats, progress)
         rounded = progress >= _FIELD_ROUND_FROM
         sh0, found["shN"] = self.field.colours(splats["means"], rounded=rounded)
@@ -99,6 +108,18 @@ class Compact3dgs(Masked):
             found[raw] = drawn + mask
             self._vq_loss = loss if self._vq_loss is None else self._vq_loss + loss
         return found
+
+    def _distil(self, splats: Splats) -> None:
+        """Teach the field the harmonics there are, and without base colours of the Gaussians' own those, too."""
+        assert self.field is not None
+        base = None if self.settings.own_colours else splats["sh0"].detach()
+        # What shows counts: opacity times size.
+        areas = splats["log_scales"].detach().sort(1).values[:, 1:].sum(1)
+        weights = splats.alphas() * torch.exp(0.5 * (areas - areas.max()))
+        self.field.learn(splats["means"], base, splats["shN"].detach(), weights)
+        for name in self.field.params:
+            self.shared.add(name, self.shared[name])
+        self.distilled = True
 
     def _quantizers(self, splats: Splats) -> dict[str, ResidualQuantizer]:
         """Codebooks; on the first call by k-means, after every ellipsoid took the description nearest to no turn."""
@@ -118,7 +139,9 @@ class Compact3dgs(Masked):
         return {name: ResidualQuantizer(self.shared[f"codebooks {name}"], _STEP) for name in ("scales", "quats")}
 
     def penalties(self, splats: Splats, attributes: Mapping[str, torch.Tensor], progress: float) -> dict[str, Any]:
-        """Those of mask and codebooks."""
+        """Those of mask and codebooks, once there are any."""
+        if progress < self._field_from():
+            return {}
         found = super().penalties(splats, attributes, progress)
         return found if self._vq_loss is None else found | {"codebooks": self._vq_loss}
 
@@ -138,13 +161,14 @@ class Compact3dgs(Masked):
         return encode_learned(scene, parts, wanted_psnr_db=_CODED_PSNR_DB, threads=threads, progress=progress)
 
     def state(self) -> dict[str, Any]:
-        """Of the mask; and the grid."""
+        """Of the mask; the grid, and whether it has learned the scene."""
         assert self.field is not None
-        return super().state() | {"grid": asdict(self.field.shape)}
+        return super().state() | {"grid": asdict(self.field.shape), "distilled": self.distilled}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state`."""
         super().restore(state)
+        self.distilled = bool(state["distilled"])
         try:
             self._field(GridShape(**{**state["grid"], "centre": tuple(state["grid"]["centre"])}))
         except TypeError:
