@@ -412,7 +412,8 @@ class RowModel:
     @property
     def is_usual_layer(self) -> bool:
         """Whether `decode_layer_rows` decodes it."""
-        return self.first > 0 and self.diagonal and bool((self.modes == CONTEXT_SCALE_NEAR_OWN).all())
+        usual = self.diagonal and bool((self.modes == CONTEXT_SCALE_NEAR_OWN).all())
+        return self.first > 0 and usual and len(self.modes) <= _LAYER_LANES
 
 
 @njit(cache=True, inline="always")
@@ -583,6 +584,11 @@ def decode_rows(
     return position
 
 
+# Streams that a layer may have here, and where each block of as many numbers of a row begins, after the predictions.
+_LAYER_LANES = 24
+_CELLS, _TRELLIS, _INDICES = (k * _LAYER_LANES for k in (1, 2, 3))
+
+
 @njit(cache=True, nogil=True)
 def decode_layer_rows(
     values, colors, neighbors, depths, weights, scales, own_terms, maps, feedback, taps,
@@ -591,48 +597,56 @@ def decode_layer_rows(
     """`decode_rows` of a layer in its usual form: diagonal, context mode 3 throughout; the same values, faster.
 
     Within a row the next context waits for the token before, so that way is kept short: the level of a stream's own
-    magnitudes comes from the sizes of the last two residuals alone, as all steps of a row are one.
+    magnitudes comes from the sizes of the last two residuals alone, as all steps of a row are one. What does not wait
+    is done before and after, in loops over _LAYER_LANES streams, filled up with zeros: they vectorise without rest.
     """
     n, width = values.shape
-    magnitudes = np.zeros((RING_MASK + 1, width), np.int32)
-    trellis = np.zeros(width, np.int32)
     feedback, taps = np.int32(feedback), np.int32(taps)
-    sums, nears = np.zeros(width, np.int32), np.zeros(width, np.int32)
-    total, cells, predictions = np.zeros(width), np.zeros(width, np.int32), np.zeros(width, np.int32)
-    flat_maps, flat_buckets, flat_intervals = maps.ravel(), buckets.ravel(), table_intervals.ravel()
+    # Of the last Gaussians, in one row each: values, then magnitudes. What no Gaussian has been in is 0.
+    ring = np.zeros((RING_MASK + 1, 2 * _LAYER_LANES), np.int32)
+    row = np.zeros(4 * _LAYER_LANES, np.int32)  # predictions; see _CELLS
+    means, nearest = np.zeros(_LAYER_LANES), np.zeros(_LAYER_LANES)
+    bias, slope = np.zeros(_LAYER_LANES), np.zeros(_LAYER_LANES)
     # Of each class and stream where its cells begin.
-    bases = np.empty((MAX_CLASS + 1, width), np.int32)
-    for c in range(MAX_CLASS + 1):
-        for s in range(width):
+    bases = np.zeros((MAX_CLASS + 1, _LAYER_LANES), np.int32)
+    for s in range(width):
+        means[s], nearest[s] = weights[FEATURE_MEAN, s, s], weights[FEATURE_NEAREST, s, s]
+        bias[s], slope[s] = weights[BIAS, 0, s], weights[FEATURE_DEPTH, 0, s]
+        for c in range(MAX_CLASS + 1):
             bases[c, s] = s * maps.shape[1] + (magnitude_level(scales[s] >> c, 16) << 5)
+    flat_maps, flat_buckets, flat_intervals = maps.ravel(), buckets.ravel(), table_intervals.ravel()
     mask = np.uint64(len(states) - 1)
     source = words if len(words) > 0 else np.zeros(1, np.uint16)
     coded, at, last = np.uint64(cursor[1]), cursor[0], len(source) - 1
     one, two = np.uint64(1), np.uint64(2)
     for i in range(n):
-        gather_rows(i, neighbors, values, magnitudes, sums, nears)
-        own_magnitudes = magnitudes[i & RING_MASK]
-        predict_from_neighbors(i, weights, True, sums, values, neighbors, np.int64(depths[i]), total)
+        # Gaussian 0 has neighbours -1, whose row of the ring is still empty.
+        a, b = ring[neighbors[i, 0] & RING_MASK], ring[neighbors[i, 1] & RING_MASK]
+        c, d = ring[neighbors[i, 2] & RING_MASK], ring[neighbors[i, 3] & RING_MASK]
         e = np.int64(colors[i])
-        limit = np.int64(1 << 27) >> e
-        base = bases[e]
-        # These two loops vectorise: 32-bit numbers, and levels by comparing instead of a table.
-        for s in range(width):
-            scaled = np.floor(total[s] * (1.0 / (1 << COEFFICIENT_BITS)))
-            predictions[s] = np.int32(min(max(scaled, -float(VALUE_LIMIT)), float(VALUE_LIMIT)))
         shift = np.int32(e)
-        for s in range(width):
-            near = nears[s] >> shift
+        base = bases[e]
+        depth = np.float64(np.int64(depths[i]) << DEPTH_SHIFT)
+        for s in range(_LAYER_LANES):
+            mean = np.float64((a[s] + b[s] + c[s] + d[s]) >> np.int32(2))
+            total = (bias[s] + slope[s] * depth) + (means[s] * mean + nearest[s] * np.float64(a[s]))
+            scaled = np.floor(total * (1.0 / (1 << COEFFICIENT_BITS)))
+            row[s] = np.int32(min(max(scaled, -float(VALUE_LIMIT)), float(VALUE_LIMIT)))
+        # Levels by comparing instead of a table.
+        for s in range(_LAYER_LANES):
+            m = s + _LAYER_LANES
+            near = (a[m] + b[m] + c[m] + d[m]) >> shift
             level = np.int32(near > 0) + np.int32(near > 1) + np.int32(near > 2) + np.int32(near > 3)
             level += np.int32(near > 5) + np.int32(near > 7) + np.int32(near > 11)
-            cells[s] = base[s] + (level << np.int32(2)) + ((trellis[s] & np.int32(1)) << np.int32(9))
+            row[_CELLS + s] = base[s] + (level << np.int32(2)) + ((row[_TRELLIS + s] & np.int32(1)) << np.int32(9))
+        limit = np.int64(1 << 27) >> e
         before = older = np.uint64(0)
         for s in range(width):
             if own_terms[s] == 0:
                 before = older = np.uint64(0)
             # Levels 0 1 2 2 3 3 ... of the sum of both sizes.
             own = (_OWN_LEVELS >> (two * (before + older))) & np.uint64(3)
-            table = np.uint64(flat_maps[np.uint64(np.uint32(cells[s])) + own]) * np.uint64(ALPHABET)
+            table = np.uint64(flat_maps[np.uint64(np.uint32(row[_CELLS + s])) + own]) * np.uint64(ALPHABET)
             lane = coded & mask
             state = states[lane]
             slot = state & np.uint64(PROB_SCALE - 1)
@@ -658,18 +672,25 @@ def decode_layer_rows(
                 bits = token_bits(np.int64(token))
                 rest = np.int64(read_bits(raw, position, bits))
                 position += bits
-                r = min(abs(value_of(np.int64(token), rest)), limit)
+                r = abs(value_of(np.int64(token), rest))
                 token = np.uint64(rest & 1)  # the lowest bit says the sign
                 before = np.uint64(4)
-            r = min(r, limit)
-            own_magnitudes[s] = r << e
             sign = np.int64(token & one)  # without a branch: it is a coin toss to the processor
-            quantizer = np.int64(trellis[s] & np.int32(1))
-            before_this = trellis[s] >> np.int32(1)
-            trellis[s] = before_this ^ (np.int32(quantizer) * feedback) ^ (np.int32(r & 1) * taps)
-            r = (r << 1) - (quantizer & np.int64(r != 0))  # as `point_of`
-            r = (r ^ -sign) + sign
-            values[i, s] = min(max(np.int64(predictions[s]) + (r << e), -VALUE_LIMIT), VALUE_LIMIT)
+            row[_INDICES + s] = (min(r, limit) ^ -sign) + sign
+        now = ring[i & RING_MASK]
+        for s in range(_LAYER_LANES):
+            index = row[_INDICES + s]
+            r = abs(index)
+            state = row[_TRELLIS + s]
+            quantizer = state & np.int32(1)
+            row[_TRELLIS + s] = (state >> np.int32(1)) ^ (quantizer * feedback) ^ ((r & np.int32(1)) * taps)
+            point = (r << np.int32(1)) - (quantizer & np.int32(r != 0))  # as `point_of`
+            point = -point if index < 0 else point
+            value = row[s] + (point << shift)
+            now[s] = min(max(value, np.int32(-VALUE_LIMIT)), np.int32(VALUE_LIMIT))
+            now[_LAYER_LANES + s] = r << shift
+        for s in range(width):
+            values[i, s] = now[s]
     cursor[1], cursor[0] = np.int64(coded), at
     if at > len(words):
         cursor[2] = 1

@@ -574,38 +574,46 @@ def _decode_color(values, basis, step, sh0):
             sh0[i, 0, channel] = basis[channel, 0] * a + basis[channel, 1] * b + basis[channel, 2] * c
 
 
+_SH_LANES = 32  # Gaussians whose SH coefficients are put together at once
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _decode_sh(layer1, layer2, layer3, firsts, color_basis, bands_of, step, shN):
     """Coefficients from the three layers, without rows where one is absent; `firsts` are their first components.
 
-    `bands_of` (K-1, K-1): row k is component k; inner loops run along rows, so that they vectorise.
+    `bands_of` (K-1, K-1): row k is component k. Inner loops run along Gaussians, so that they vectorise, and four
+    components go into a sum before it is stored; those added to fill the last four are 0 times 0.
     """
     bands = bands_of.shape[0]
-    mixed = np.zeros((3, bands))
-    for i in range(len(shN)):
-        mixed[:, :] = 0.0
-        if len(layer1):
-            _mix(layer1[i], firsts[0], bands_of, step, mixed)
-        if len(layer2):
-            _mix(layer2[i], firsts[1], bands_of, step, mixed)
-        if len(layer3):
-            _mix(layer3[i], firsts[2], bands_of, step, mixed)
-        for channel in range(3):
-            x, y, z = color_basis[channel, 0], color_basis[channel, 1], color_basis[channel, 2]
-            for band in range(bands):
-                shN[i, band, channel] = x * mixed[0, band] + y * mixed[1, band] + z * mixed[2, band]
-
-
-@njit(cache=True, inline="always")
-def _mix(row, first, bands_of, step, mixed):
-    """Add the components of one layer; most are 0."""
-    for k in range(len(row) // 3):
-        weights = bands_of[first + k]
-        for component in range(3):
-            if row[3 * k + component]:
-                x = row[3 * k + component] * step
-                for band in range(len(weights)):
-                    mixed[component, band] += weights[band] * x
+    filled = (bands + 3) // 4 * 4
+    weights = np.zeros((bands, filled))
+    weights[:, :bands] = bands_of.T
+    components, mixed = np.zeros((3 * filled, _SH_LANES)), np.zeros((3, _SH_LANES))
+    for begin in range(0, len(shN), _SH_LANES):
+        count = min(_SH_LANES, len(shN) - begin)
+        for layer, first in ((layer1, firsts[0]), (layer2, firsts[1]), (layer3, firsts[2])):
+            if len(layer):
+                for i in range(count):
+                    row = layer[begin + i]
+                    for k in range(len(row)):
+                        components[3 * first + k, i] = row[k] * step
+        for band in range(bands):
+            w = weights[band]
+            for channel in range(3):
+                total = mixed[channel]
+                for i in range(_SH_LANES):
+                    total[i] = 0.0
+                for k in range(0, filled, 4):
+                    at = 3 * k + channel
+                    a, b, c, d = components[at], components[at + 3], components[at + 6], components[at + 9]
+                    wa, wb, wc, wd = w[k], w[k + 1], w[k + 2], w[k + 3]
+                    for i in range(_SH_LANES):
+                        total[i] = (((total[i] + wa * a[i]) + wb * b[i]) + wc * c[i]) + wd * d[i]
+            a, b, c = mixed[0], mixed[1], mixed[2]
+            for channel in range(3):
+                x, y, z = color_basis[channel, 0], color_basis[channel, 1], color_basis[channel, 2]
+                for i in range(count):
+                    shN[begin + i, band, channel] = x * a[i] + y * b[i] + z * c[i]
 
 
 assert SHAPE_FIRST == SIZE_FIRST + 3
