@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,19 @@ def test_pseudo_views_and_truncation():
     assert splats.sh_degree == 0 < degree
     assert splats.moments["shN"][0].shape == splats["shN"].shape
     assert torch.equal(teacher.picture(camera), picture)
+    # Bands that stay take over what cameras see of the others; where none looks nothing changes.
+    cameras = ring(8, 24)
+    errors = []
+    for seen_from in ((), cameras):
+        student = splats_from_gaussians(scene.replaced(shN=shN), torch.device("cpu"))
+        truncate(student, 1, seen_from)
+        drawn = SceneTeacher({name: student[name].detach() for name in RAW}, (1.0, 1.0, 1.0))
+        errors.append(sum(float((drawn.picture(c) - teacher.picture(c)).square().mean()) for c in cameras))
+    assert errors[1] < 0.7 * errors[0]
+    turned = np.diag([-1.0, 1.0, -1.0, 1.0]) @ cameras[0].viewmat
+    student = splats_from_gaussians(scene.replaced(shN=shN), torch.device("cpu"))
+    truncate(student, 1, [replace(cameras[0], viewmat=turned)])
+    assert np.array_equal(student["sh0"].detach().numpy(), scene.sh0)
 
 
 # --- runs ---

@@ -44,7 +44,7 @@ _ROWS_AN_ENTRY = 16
 _LEAST_CODEBOOK_ROWS = 50_000
 _STEP = 1 / 128
 _TEACHER = "teacher "
-_MOST_SIGNIFICANCE_VIEWS = 100
+_MOST_VIEWS = 100  # that decide what is significant, and what lower harmonics take over
 #: Covered PSNR that what is not in the codebook is coded to.
 _CODED_PSNR_DB = 46.0
 
@@ -68,11 +68,13 @@ class LightGaussian(Method):
         shares = _OF_FINISHED if self.settings.strategy == "none" else _OF_NEW
         return sum(progress >= at for at in shares)
 
-    def _significance(self, splats: Splats) -> npt.NDArray[np.float64]:
+    def _cameras(self) -> list[Camera]:
         assert self.dataset is not None
-        views = self.dataset.train[:: -(-len(self.dataset.train) // _MOST_SIGNIFICANCE_VIEWS)]
+        return [view.camera for view in self.dataset.train[:: -(-len(self.dataset.train) // _MOST_VIEWS)]]
+
+    def _significance(self, splats: Splats) -> npt.NDArray[np.float64]:
         scene = splats.raw_gaussians(antialiased=self.settings.antialiased)
-        return global_significance(scene, [view.camera for view in views], num_threads=self.num_threads)
+        return global_significance(scene, self._cameras(), num_threads=self.num_threads)
 
     def rates(self, progress: float) -> dict[str, float]:
         """Of the codebook: as its attributes have them."""
@@ -127,7 +129,7 @@ class LightGaussian(Method):
             return
         self.teacher = self._teacher({name: splats[name].detach().clone() for name in RAW})
         self.shared.constants.update({f"{_TEACHER}{name}": v for name, v in self.teacher.attributes.items()})
-        truncate(splats, _SH_DEGREE)
+        truncate(splats, _SH_DEGREE, self._cameras())
 
     def _teacher(self, attributes: dict[str, torch.Tensor]) -> SceneTeacher:
         assert self.dataset is not None
