@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import numpy as np
 import pytest
 
 from splatcodec.entropy.adaptive import new_models
 from splatcodec.entropy.rans import RANS_LOW, ReadState, rans_encode, start_decoding
 from splatcodec.entropy.tables import ALPHABET, build_tables, quantize_weights
+from splatcodec.errors import FormatError
 from splatcodec.stages.octree import OCTREE_MODELS, decode_octree, encode_octree
 from splatcodec.stages.streams import (
     BIAS,
@@ -19,6 +23,7 @@ from splatcodec.stages.streams import (
     decode_rows,
 )
 from splatcodec.stages.transform import decompose_covariance
+from splatcodec.static.decoder import run_together
 
 
 def dice_stream(rng: np.random.Generator, words: int) -> ReadState:
@@ -108,3 +113,26 @@ def test_covariances_decompose_alone_as_together(count):
     again = (turn * np.exp(2.0 * scales)[:, None]) @ turn.transpose(0, 2, 1)
     size = np.trace(full, axis1=1, axis2=2)
     assert (np.abs(again - full).max(axis=(1, 2)) / size).max() < 1e-5
+
+
+@pytest.mark.parametrize("threads", [None, 1, 3])
+def test_tasks_of_a_pools_own_tasks_all_run_and_the_last_failure_is_raised(threads):
+    done = []
+
+    def task(k):
+        if k in (1, 3):
+            raise FormatError(f"task {k}", offset=k)
+        done.append(k)
+
+    def all_tasks(pool):
+        with pytest.raises(FormatError) as caught:
+            run_together([partial(task, k) for k in range(6)], pool)
+        return caught.value.offset
+
+    if threads is None:
+        offsets = [all_tasks(None)]
+    else:
+        with ThreadPoolExecutor(threads) as pool:  # as many outer tasks as threads, and more: none waits for ever
+            offsets = [f.result(60) for f in [pool.submit(all_tasks, pool) for _ in range(2 * threads)]]
+    assert set(offsets) == {3}
+    assert sorted(done) == sorted([0, 2, 4, 5] * len(offsets))

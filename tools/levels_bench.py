@@ -2,7 +2,8 @@
 """What levels of detail give and cost: the picture after every chunk group of the file, and bytes beside one level.
 
     python tools/levels_bench.py donut banana --out .cache/levels          # results.json, a table on the terminal
-    python tools/levels_bench.py --write-docs .cache/levels                # docs/levels.md and docs/levels.svg
+    python tools/levels_bench.py --write-docs .cache/levels                # docs/levels.md
+    python tools/levels_bench.py bouquet-dithered --tile                   # how fast one tile decodes, on the terminal
 
 A scene is a 3DGS PLY: a path, or the name of one in `.cache/scenes` (tools/peers.py --scenes). Each is compressed at
 default settings; the same plan (slope, classes) is written in one level without a thumbnail too, so that the difference
@@ -29,11 +30,20 @@ import numpy as np
 import splatcodec
 from splatcodec.bitstream.container import Container
 from splatcodec.gaussians import Gaussians
+from splatcodec.limits import DEFAULT_LIMITS
 from splatcodec.metrics.compare import compare
 from splatcodec.render.camera import Camera, evaluation_cameras
 from splatcodec.render.cpu import render
+from splatcodec.stages.tile import MAX_TILE
 from splatcodec.static import encoder
-from splatcodec.static.decoder import Selection, decode_lossy
+from splatcodec.static.decoder import (
+    BlankScene,
+    Selection,
+    decode_lossy,
+    read_parameters,
+    read_units,
+    worker_count,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -126,6 +136,32 @@ def look(scene: Gaussians, part: Gaussians, cameras: list[Camera], alpha: list[f
     }
 
 
+def time_tile(name: str, repeats: int = 41) -> str:
+    """Milliseconds of decoding one tile that is as large as tiles get: processor and clock, one thread and all."""
+    scene = splatcodec.read(scene_path(name))
+    rows = np.sort(np.random.default_rng(0).permutation(len(scene))[:MAX_TILE])
+    file = splatcodec.compress(scene.selected(rows), effort=1, levels=False)
+    lines = []
+    with Container(io.BytesIO(file)) as container:
+        parameters, (unit,) = read_parameters(container), read_units(container, DEFAULT_LIMITS)
+        contents = [container.read(entry) if entry else None for entry in [unit.tile, *unit.layers]]
+        assert contents[0] is not None
+        for threads in (1, worker_count(None)):
+            spent = []
+            with ThreadPoolExecutor(threads) as pool:
+                for _ in range(repeats + 1):
+                    before = time.process_time(), time.perf_counter()
+                    blank = BlankScene([unit.tile.count], parameters.sh_degree)
+                    blank.decode(0, parameters, contents[0], contents[1:], pool=pool if threads > 1 else None)
+                    spent.append((time.process_time() - before[0], time.perf_counter() - before[1]))
+            (cpu, clock), fastest = 1e3 * np.median(spent[1:], 0), 1e3 * np.min(spent, 0)[1]
+            lines.append(
+                f"{name}: a tile of {unit.tile.count:,} Gaussians, SH {scene.sh_degree}, threads {threads}:"
+                f" {cpu:.1f} processor ms, {clock:.1f} ms by the clock, {fastest:.1f} at best"
+            )
+    return "\n".join(lines)
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
@@ -187,8 +223,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / ".cache" / "levels")
     parser.add_argument("--views", type=int, default=24)
     parser.add_argument("--size-px", type=int, default=512)
+    parser.add_argument("--tile", action="store_true", help="only time one tile of each scene")
     parser.add_argument("--write-docs", type=Path, metavar="OUT")
     arguments = parser.parse_args()
+    if arguments.tile:
+        for name in arguments.scenes:
+            print(time_tile(name), flush=True)
+        return
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.strip()

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -367,7 +368,7 @@ def decode_lossy(
             scene.leave_out(k)
             return
         try:
-            scene.decode(k, parameters, contents[0], contents[1:], chosen.look(unit))
+            scene.decode(k, parameters, contents[0], contents[1:], chosen.look(unit), pool)
         except SplatCodecError as error:
             which = entries[getattr(error, "layer", 0)] or unit.tile
             located = _locate(error, container, which)
@@ -479,6 +480,33 @@ def _guarded(container: Container, entry: ChunkEntry, look: Callable[[bytes], tu
         return NEUTRAL, NEUTRAL
 
 
+_WHOLE = 4096  # Gaussians that are not worth being shared out
+
+
+def run_together(tasks: Sequence[Callable[[], None]], pool: ThreadPoolExecutor | None) -> None:
+    """Run tasks, those that another thread of the pool is free for there; it never waits for one that has not begun.
+
+    So a pool may run tasks that run tasks: where all its threads have work of their own, each does its parts itself.
+
+    Raises:
+        SplatCodecError: that of the last task that failed, once all are done.
+    """
+    futures = [pool.submit(task) for task in tasks[1:]] if pool else []
+    errors: dict[int, BaseException] = {}
+    for k in (0, *range(len(tasks) - 1, 0, -1)):
+        if k == 0 or not pool or futures[k - 1].cancel():
+            try:
+                tasks[k]()
+            except SplatCodecError as error:
+                errors[k] = error
+    for k, future in enumerate(futures, 1):
+        failure = None if future.cancelled() else future.exception()
+        if failure:
+            errors[k] = failure
+    if errors:
+        raise errors[max(errors)]
+
+
 class BlankScene:
     """Arrays of a scene that chunks are decoded into, so that nothing is copied twice.
 
@@ -501,11 +529,13 @@ class BlankScene:
         payload: bytes,
         layers: Sequence[bytes | None],
         look: Look = NEUTRAL,
+        pool: ThreadPoolExecutor | None = None,
     ) -> None:
         """Decode a TILE and its SHC chunks as unit k; several threads may decode at once.
 
         Args:
             look: grow and gain of the prefix that the unit is shown in.
+            pool: threads that may help, this one among them.
 
         Raises:
             FormatError: damaged; its attribute `layer` is 0 for the TILE, 1 to 3 for an SHC.
@@ -513,19 +543,32 @@ class BlankScene:
         rows = slice(int(self._starts[k]), int(self._starts[k + 1]))
         count = rows.stop - rows.start
         tile = decode_tile(parameters, payload, count)
-        streams = []
-        for layer, (bounds, content) in enumerate(zip(parameters.layers(), layers), 1):
+        streams: list[npt.NDArray[np.int32] | None] = [None] * len(parameters.layers())
+
+        def layer(k: int, content: bytes) -> None:
             try:
-                streams.append(None if content is None else decode_layer(parameters, bounds, content, tile))
+                streams[k] = decode_layer(parameters, parameters.layers()[k], content, tile)
             except SplatCodecError as error:
-                error.layer = layer  # type: ignore[attr-defined]
+                error.layer = k + 1  # type: ignore[attr-defined]
                 raise
-        streams += [None] * (len(parameters.layers()) - len(streams))
-        decode_sh(parameters, streams, count, self._shN[rows])
-        tile = tile.as_prefix(*look)
-        decompose_covariance(tile.covariances, tile.smallest, self._quats[rows], self._scales[rows])
-        logits(tile.alphas, self._opacities[rows])
-        self._means[rows], self._sh0[rows] = tile.means, tile.sh0
+
+        def axes() -> None:
+            shown = tile.as_prefix(*look)
+            decompose_covariance(shown.covariances, shown.smallest, self._quats[rows], self._scales[rows])
+            logits(shown.alphas, self._opacities[rows])
+            self._means[rows], self._sh0[rows] = shown.means, shown.sh0
+
+        def harmonics(part: slice) -> None:
+            parts = [None if stream is None else stream[part] for stream in streams]
+            decode_sh(parameters, parts, part.stop - part.start, self._shN[rows][part])
+
+        present = [(k, content) for k, content in enumerate(layers) if content is not None]
+        # The longest first: layers grow.
+        run_together([*(partial(layer, *at) for at in reversed(present)), axes], pool)
+        half = count // 2 if pool and count > _WHOLE else count
+        run_together(
+            [partial(harmonics, slice(*part)) for part in ((0, half), (half, count)) if part[0] < part[1]], pool
+        )
 
     def leave_out(self, k: int) -> None:
         """Unit k could not be decoded."""
