@@ -425,10 +425,11 @@ def test_plain_modules_that_depend_on_nothing():
 
 
 def test_one_round_trip_brings_all_modules():
-    # Whatever a module of the decoder imports, index.js names too: a browser asks for all at once. What only moving
-    # scenes need is named by moving.js, and by nothing that still scenes load.
+    # Whatever a module of the decoder imports, index.js names too, and file.js, with which the player does: a browser
+    # asks for all at once. What only moving scenes need is named by moving.js, and by nothing that still scenes load.
     decoder = PLAYER / "decoder"
     named = _imports(decoder / "index.js")
+    assert _imports(decoder / "file.js") == named - {"./file.js"}
     moving = _imports(decoder / "moving.js") - named
     assert moving >= {"./motion.js", "./planes.js", "./sequence.js"}
     for path in decoder.glob("*.js"):

@@ -5,14 +5,13 @@
 // What is decoded is handed over in slices, at most a few before the page has taken them, so that memory grows neither
 // with the speed of the network nor with the size of parts. Nothing here knows about drawing.
 
-import { labelOf, located } from "./decoder/container.js";
-import { BLOCK, open, SplcError } from "./decoder/index.js";
+import { labelOf, located, SplcError } from "./decoder/container.js";
+import { OpenFile, openAs } from "./decoder/file.js";
 import { newRecords, SH_WORDS } from "./decoder/reconstruct.js";
+import { BLOCK } from "./decoder/tile.js";
 
-/** @typedef {import("./decoder/index.js").SplcFile} SplcFile */
 /** @typedef {import("./decoder/container.js").ChunkEntry} ChunkEntry */
 /** @typedef {import("./decoder/container.js").TilePart} TilePart */
-/** @typedef {import("./decoder/index.js").Look} Look */
 
 /**
  * What a page sends.
@@ -88,7 +87,7 @@ class ChunkCache {
   /**
    * Null where there is no Cache storage (not a secure context), or it is full or forbidden.
    * @param {string} url
-   * @param {SplcFile} file
+   * @param {OpenFile} file
    */
   static async open(url, file) {
     try {
@@ -172,7 +171,7 @@ class Loader {
   /** @param {(message: any, transfer?: Transferable[]) => void} post */
   constructor(post) {
     this.post = post;
-    /** @type {SplcFile | null} */
+    /** @type {OpenFile | null} */
     this.file = null;
     /** @type {ChunkCache | null} */
     this.cache = null;
@@ -220,7 +219,7 @@ class Loader {
     };
     for (let tries = 1; !this.file; tries++) {
       try {
-        this.file = await open(/** @type {any} */ (input), options);
+        this.file = await openAs(OpenFile, /** @type {any} */ (input), options);
       } catch (error) {
         if (!this.remote || !(error instanceof SplcError) || error.code !== "network") throw error;
         if (tries >= RETRIES || /answered 4\d\d/.test(error.message)) throw error;
@@ -278,7 +277,7 @@ class Loader {
 
   /** @param {LoaderQuestion} question */
   replan({ groups = [], shLayers = 3, id = 0, lost = [] }) {
-    const file = /** @type {SplcFile} */ (this.file);
+    const file = /** @type {OpenFile} */ (this.file);
     this.plan = id;
     this.shLayers = shLayers;
     for (const index of lost) {
@@ -311,7 +310,7 @@ class Loader {
 
   /** @param {TilePart} unit */
   chunksOf({ entry, layers }) {
-    const degree = /** @type {SplcFile} */ (this.file).shDegree;
+    const degree = /** @type {OpenFile} */ (this.file).shDegree;
     const wanted = layers.slice(0, Math.min(this.shLayers, degree)).filter((layer) => layer);
     return [entry, .../** @type {ChunkEntry[]} */ (wanted)];
   }
@@ -364,7 +363,7 @@ class Loader {
 
   /** @param {ChunkEntry[]} run */
   async bring(run) {
-    const file = /** @type {SplcFile} */ (this.file);
+    const file = /** @type {OpenFile} */ (this.file);
     let next = 0;
     for (; next < run.length && this.cache?.has(run[next]); next++) {
       const bytes = await this.cache.get(run[next]);
@@ -419,7 +418,7 @@ class Loader {
     if (open.closed || !open.missing.delete(entry)) return;
     let at = entry;
     try {
-      await /** @type {SplcFile} */ (this.file).readChunk(/** @type {any} */ ({ read: () => bytes }), entry);
+      await /** @type {OpenFile} */ (this.file).readChunk(/** @type {any} */ ({ read: () => bytes }), entry);
       if (entry.layer) open.layers[entry.layer - 1] = bytes;
       else await this.decodeTile(open, unit, bytes);
       if (open.missing.size === 0 && open.links) {
