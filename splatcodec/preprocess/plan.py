@@ -108,12 +108,16 @@ class Steps:
         )
 
 
+# Geometry steps of class 0 are halved, so many times at most, until no larger share of the Gaussians wants finer ones.
+_FINEST_SHARE, _FINER_OCTAVES = 0.001, 3
+
+
 @dataclass(frozen=True)
 class Tuning:
     """The encoder's constants, fitted on donut, banana and leica (docs/design/lossy.md).
 
     Attributes:
-        size_base: natural log units of sqrt(D) at class 0.
+        size_base: natural log units of sqrt(D) at class 0, unless much of a scene wants finer ones.
         shape, opacity, position: step of the attribute over that of the size, in units of each one's own.
         geometry_top, color_top: largest geometry step (log-scale units) and colour step (SH units).
         geometry, color, sh: multiples of K for the attribute groups.
@@ -209,11 +213,15 @@ def make_plan(
     if mended is not None:
         removal = np.maximum(removal, mended * (prune / tuning.restore))
     seen = c.hits > 0
-    # A class 0 step must not be finer than anything needs: put the base at the finest step of the scene's best 0.1 %.
+    # A class 0 step must not be finer than anything needs, nor so coarse that much of the scene is cut off at it.
     wanted_geometry = tuning.geometry * slope / np.maximum(geometry, tiny) ** tuning.weight_exponent
     wanted_color = tuning.color * slope / np.maximum(color, tiny) ** tuning.weight_exponent
-    top = _top_class(tuning.geometry_top, tuning.size_base)
-    geometry_class = np.clip(np.rint(np.log2(wanted_geometry / tuning.size_base)), 0, top)
+    size_base = tuning.size_base
+    if seen.any():
+        finest = float(np.quantile(wanted_geometry[seen], _FINEST_SHARE))
+        size_base *= 2.0 ** -float(np.clip(np.ceil(np.log2(size_base / max(finest, tiny))), 0, _FINER_OCTAVES))
+    top = _top_class(tuning.geometry_top, size_base)
+    geometry_class = np.clip(np.rint(np.log2(wanted_geometry / size_base)), 0, top)
     color_base = float(np.float32(np.clip(np.quantile(wanted_color[seen], 0.02) if seen.any() else 0.05, 1e-4, 0.25)))
     color_class = np.clip(np.rint(np.log2(wanted_color / color_base)), 0, _top_class(tuning.color_top, color_base))
     geometry_class[~seen] = top
@@ -229,10 +237,10 @@ def make_plan(
         if not kept.any() and n:
             kept[np.argmax(removal)] = True
     steps = Steps(
-        size=max(1, round(tuning.size_base / np.log(2) * 1024)),
-        shape=float(np.float32(tuning.size_base * tuning.shape)),
-        opacity=max(1, round(tuning.size_base * tuning.opacity / np.log(2) * 1024)),
-        precision=round(np.log2(tuning.size_base * tuning.position) * 1024),
+        size=max(1, round(size_base / np.log(2) * 1024)),
+        shape=float(np.float32(size_base * tuning.shape)),
+        opacity=max(1, round(size_base * tuning.opacity / np.log(2) * 1024)),
+        precision=round(np.log2(size_base * tuning.position) * 1024),
         color=color_base,
         sh=float(np.float32(color_base * tuning.sh)),
     )

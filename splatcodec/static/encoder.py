@@ -364,7 +364,7 @@ _OCTAVES, _SH_OCTAVES, _OCTAVES_PER_DB = 0.7, 0.1, 0.025  # of `_first_slope`
 _DB_PER_OCTAVE = -5.5  # how the PSNR follows K before two trials tell
 # Power by which views count that are expected to look bad, and norm over views (`balanced`): what is begun with, and
 # what is gone on to while the worst view is further below the mean than is wanted.
-_BALANCES = ((0.5, 1.0), (1.0, 2.0), (1.5, 2.0))
+_BALANCES = ((0.5, 1.0), (1.0, 2.0), (1.0, 4.0))
 _MOST_BELOW_DB = 4.5
 # Importance views for each that shows what is missed of the Gaussians left out, and what that counts in the rounds in
 # which they come back: all at once, those in one place would all seem to be missed.
