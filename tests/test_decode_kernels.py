@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from splatcodec.entropy.adaptive import new_models
+from splatcodec.entropy.bits import read_bits
 from splatcodec.entropy.rans import RANS_LOW, ReadState, rans_encode, start_decoding
-from splatcodec.entropy.tables import ALPHABET, build_tables, quantize_weights
+from splatcodec.entropy.tables import ALPHABET, build_tables, decode_token, quantize_weights, token_bits, value_of
 from splatcodec.errors import FormatError
 from splatcodec.stages.octree import OCTREE_MODELS, decode_octree, encode_octree
 from splatcodec.stages.streams import (
@@ -19,10 +20,17 @@ from splatcodec.stages.streams import (
     FEATURE_DEPTH,
     FEATURE_MEAN,
     FEATURE_NEAREST,
+    FEATURE_OWN,
+    VALUE_LIMIT,
+    context_cell,
+    decode_base_rows,
     decode_layer_rows,
     decode_rows,
+    next_state,
+    point_of,
+    predict_row,
 )
-from splatcodec.stages.transform import decompose_covariance
+from splatcodec.stages.transform import decompose_covariance, position_bits
 from splatcodec.static.decoder import run_together
 
 
@@ -52,7 +60,6 @@ def test_layers_decode_as_any_streams_do(seed, words):
     before = np.maximum(np.arange(n)[:, None] - rng.integers(1, 17, (n, 4)), 0)
     neighbors = before.astype(np.int32)
     raw = rng.integers(0, 256, 5000).astype(np.uint8)
-    plain = np.zeros((0, 3), np.int64)
     results = []
     for fast in (True, False):
         stream = dice_stream(np.random.default_rng(seed), words)
@@ -62,11 +69,105 @@ def test_layers_decode_as_any_streams_do(seed, words):
         if fast:
             position = decode_layer_rows(*rows, scales, own_terms, *coded)
         else:
-            modes = np.full(width, CONTEXT_SCALE_NEAR_OWN)
-            position = decode_rows(12, *rows, True, modes, scales, own_terms, *coded, 0, 1, 0, plain, plain)
+            position = decode_rows(*rows, np.full(width, CONTEXT_SCALE_NEAR_OWN), scales, own_terms, *coded)
         results.append((values, position, stream.states, stream.cursor))
     for a, b in zip(*results):
         np.testing.assert_array_equal(a, b)
+
+
+def read_base_rows(model, neighbors, depths, trellis, tables, stream, raw, exponent, size_step, precision):
+    """Base streams as SPEC.md words them; (values, plain bits, their numbers, position), or None at a bad class."""
+    n, width, position = len(depths), len(model["modes"]), 0
+    values, magnitudes = np.zeros((n, width), np.int64), np.zeros((n, width), np.int64)
+    extra, extra_bits = np.zeros((n, 3), np.int64), np.zeros((n, 3), np.int64)
+    states = np.zeros(width, np.int64)
+    for i in range(n):
+        near = neighbors[i]
+        for s in range(width):
+            c = 0 if s < 2 else values[i, 0 if s < 9 else 1]
+            sums = values[near].sum(0) if i else np.zeros(width, np.int64)
+            of_near = magnitudes[near, s].sum() if i else 0
+            arguments = model["bias"], model["begin"], model["kinds"], model["sources"], model["coefficients"]
+            prediction = predict_row.py_func(i, s, *arguments, sums, values, near[0], np.int64(depths[i]))
+            own = magnitudes[i, s - min(model["own_terms"][s], s) : s].sum()
+            q = states[s] & 1
+            cell = context_cell.py_func(model["modes"][s], model["scales"][s], c, of_near, own << 1, q)
+            table = model["maps"][s, cell]
+            arrays = stream.states, stream.words, stream.cursor
+            token = decode_token(tables.lookup, tables.freq, tables.start, table, *arrays)
+            rest, bits = 0, token_bits(token)
+            rest = int(read_bits(raw, position, bits))
+            position += bits
+            r = int(np.clip(value_of(token, rest), -(1 << 27 >> c), 1 << 27 >> c))
+            point = r
+            if s >= 2:
+                point, states[s] = point_of(r, q), next_state(states[s], r, *trellis)
+            values[i, s] = np.clip(prediction + (point << c), -VALUE_LIMIT, VALUE_LIMIT)
+            magnitudes[i, s] = abs(r) << c
+            if s < 2 and not 0 <= values[i, s] <= 15:
+                return None
+        for axis in range(3):
+            args = exponent, depths[i], values[i, 2 + axis], size_step, precision, values[i, 0]
+            extra_bits[i, axis] = bits = position_bits(*args)
+            extra[i, axis] = int(read_bits(raw, position, bits))
+            position += bits
+    return values, extra, extra_bits, position
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_base_streams_decode_as_the_specification_says(seed):
+    rng = np.random.default_rng(seed)
+    n, width, num_tables = 60, 12, 5
+    kinds, sources, coefficients, begin = [], [], [], [0]
+    for s in range(width):
+        for kind, others in ((FEATURE_MEAN, s + 1), (FEATURE_NEAREST, s + 1), (FEATURE_OWN, s), (FEATURE_DEPTH, 1)):
+            # Every other seed: as encoders choose them, the nearest one's own stream only.
+            few = s < 2 or (seed % 2 and kind == FEATURE_NEAREST)
+            for source in () if s < 2 and kind != FEATURE_MEAN else (s,) if few else range(others):
+                if rng.random() < 0.5:
+                    kinds.append(kind), sources.append(source), coefficients.append(rng.integers(-3000, 3000))
+        begin.append(len(kinds))
+    arrays = (np.array(a, np.int64) for a in (begin, kinds, sources, coefficients))
+    model = dict(zip(("begin", "kinds", "sources", "coefficients"), arrays))
+    if seed < 10:  # classes stay in range
+        model["coefficients"][: begin[2]] = 0
+    model["bias"] = np.where(np.arange(width) < 2, 7 << 12, rng.integers(-9999, 9999, width)).astype(np.int64)
+    weights = np.zeros((5, width, width))
+    weights[BIAS, 0] = model["bias"]
+    for s in range(width):
+        for f in range(begin[s], begin[s + 1]):
+            weights[kinds[f], sources[f], s] += model["coefficients"][f]
+    shape = np.array([0.3, 0.6, 0.9, 0.97, 0.99])[:, None]
+    histograms = rng.uniform(0, 1, (num_tables, ALPHABET)) * shape ** np.arange(ALPHABET)
+    histograms[0, 14:] = 0.0
+    tables = build_tables(np.stack([quantize_weights(h * 1e4) for h in histograms]))
+    model["maps"] = rng.integers(0, num_tables, (width, 1024)).astype(np.uint8)
+    model["maps"][:2] = 0
+    model["modes"] = rng.integers(0, 4, width) if seed % 3 else np.zeros(width, np.int64)
+    model["scales"] = rng.choice([0, 1, 5, 300, 1 << 20], width)
+    model["own_terms"] = np.array([0, 0, 0, 1, 2, 0, 1, 2, 0, 0, 1, 2])
+    trellis = ((5, 2), (0, 0), (3, 1))[seed % 3]
+    depths = rng.integers(0, 22, n).astype(np.int32)
+    neighbors = np.maximum(np.arange(n)[:, None] - rng.integers(1, 17, (n, 4)), 0).astype(np.int32)
+    neighbors[0] = -1
+    raw = rng.integers(0, 256, 30000).astype(np.uint8)
+    position_args = 12, 64, -2000
+    stream = dice_stream(np.random.default_rng(seed), 5000)
+    expected = read_base_rows(model, neighbors, depths, trellis, tables, stream, raw, *position_args)
+    again = dice_stream(np.random.default_rng(seed), 5000)
+    values, extra, extra_bits = np.empty((n, width), np.int32), np.empty((n, 3), np.int64), np.empty((n, 3), np.int64)
+    position = decode_base_rows(
+        values, neighbors, depths, weights, model["modes"], model["scales"], model["own_terms"], model["maps"],
+        *trellis, tables.buckets, tables.intervals, again.states, again.words, again.cursor, raw, 0,
+        *position_args, extra, extra_bits,
+    )  # fmt: skip
+    if expected is None:
+        assert position == -1
+        return
+    for got, wanted in zip((values, extra, extra_bits, position), expected):
+        np.testing.assert_array_equal(got, wanted)
+    np.testing.assert_array_equal(again.states, stream.states)
+    np.testing.assert_array_equal(again.cursor, stream.cursor)
 
 
 @pytest.mark.parametrize("seed", range(6))

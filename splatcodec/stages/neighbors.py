@@ -37,6 +37,11 @@ def leaf_centers(leaf_xyz, leaf_depths, leaf_counts, centers, depths):
             at += 1
 
 
+_LANES = 32  # Gaussians whose neighbours are looked for together
+# Where the lanes of each number are: the four nearest, the way to the one looked at.
+_ONE, _TWO, _THREE, _FOUR, _X, _Y, _Z = (k * _LANES for k in range(7))
+
+
 @njit(cache=True, nogil=True)
 def find_neighbors(centers, neighbors):
     """The NUM_NEIGHBORS nearest of the WINDOW Gaussians before each one.
@@ -46,23 +51,37 @@ def find_neighbors(centers, neighbors):
         neighbors: (n, NUM_NEIGHBORS) int32 out, nearest first; where there are fewer the nearest is repeated, and
             Gaussian 0 has -1.
     """
-    best = np.zeros(NUM_NEIGHBORS, np.int64)
-    for i in range(len(centers)):
-        found = 0
-        x, y, z = np.int64(centers[i, 0]), np.int64(centers[i, 1]), np.int64(centers[i, 2])
-        for back in range(1, min(i, WINDOW) + 1):
-            j = i - back
-            dx, dy, dz = x - centers[j, 0], y - centers[j, 1], z - centers[j, 2]
-            d = dx * dx + dy * dy + dz * dz
-            if found == NUM_NEIGHBORS and d >= best[found - 1]:
-                continue
-            k = found if found < NUM_NEIGHBORS else NUM_NEIGHBORS - 1
-            while k > 0 and best[k - 1] > d:
-                best[k] = best[k - 1]
-                neighbors[i, k] = neighbors[i, k - 1]
-                k -= 1
-            best[k] = d
-            neighbors[i, k] = j
-            found = min(found + 1, NUM_NEIGHBORS)
-        for k in range(found, NUM_NEIGHBORS):
-            neighbors[i, k] = neighbors[i, 0] if found else -1
+    # A near one is 16 times its squared distance plus how far back it is, less 1: below 2**52, so that float64 is
+    # exact, and a minimum decides ties too. What is not there is infinitely far. One array and no branch, so that the
+    # loop over lanes vectorises.
+    w, room = np.zeros(7 * _LANES), _LANES + WINDOW
+    x, y, z = np.full(room, np.inf), np.full(room, np.inf), np.full(room, np.inf)
+    for first in range(0, len(centers), _LANES):
+        count = min(_LANES, len(centers) - first)
+        for k in range(max(WINDOW - first, 0), count + WINDOW):
+            row = centers[first + k - WINDOW]
+            x[k], y[k], z[k] = row[0], row[1], row[2]
+        w[: 4 * _LANES] = np.inf
+        for back in range(1, WINDOW + 1):
+            for k in range(_LANES):
+                w[_X + k] = x[WINDOW + k] - x[WINDOW - back + k]
+                w[_Y + k] = y[WINDOW + k] - y[WINDOW - back + k]
+                w[_Z + k] = z[WINDOW + k] - z[WINDOW - back + k]
+            for k in range(_LANES):
+                dx, dy, dz = w[_X + k], w[_Y + k], w[_Z + k]
+                d = (dx * dx + dy * dy + dz * dz) * float(WINDOW) + float(back - 1)
+                one, two, three, four = w[_ONE + k], w[_TWO + k], w[_THREE + k], w[_FOUR + k]
+                w[_ONE + k] = min(one, d)
+                d = max(one, d)
+                w[_TWO + k] = min(two, d)
+                d = max(two, d)
+                w[_THREE + k] = min(three, d)
+                w[_FOUR + k] = min(four, max(three, d))
+        for k in range(count):
+            i = first + k
+            for rank in range(NUM_NEIGHBORS):
+                d = w[rank * _LANES + k]
+                if d < np.inf:
+                    neighbors[i, rank] = i - 1 - (np.int64(d) & (WINDOW - 1))
+                else:
+                    neighbors[i, rank] = neighbors[i, 0] if rank else -1

@@ -18,7 +18,6 @@ from ..entropy.adaptive import (
     GAMMA_MODELS,
     RATE_LIMIT,
     STEPS,
-    decode_bit,
     decode_gamma,
     encode_bit,
     encode_gamma,
@@ -54,6 +53,8 @@ def _above_and_ones() -> npt.NDArray[np.uint8]:
 
 
 _ABOVE_AND_ONES = _above_and_ones()
+# (256, 8) children of an occupancy before each child.
+_RANKS = np.array([[(occ & ((1 << k) - 1)).bit_count() for k in range(8)] for occ in range(256)], np.uint8)
 
 
 @njit(cache=True)
@@ -208,6 +209,41 @@ def encode_octree(codes, stop_depths, models, intervals, count, leaf_depths, lea
     return count, leaves
 
 
+@njit(cache=True, inline="always")
+def _next_bit(models, index, states, mask, source, at, coded):
+    """`decode_bit` with the cursor in registers and no branch on the bit, which is hard to predict.
+
+    Reads its last word again past the end of `source`, as the caller looks at how far `at` has come.
+
+    Returns:
+        (bit, at, coded).
+    """
+    model = models[index]
+    probability, seen = np.int64(model[0]), np.int64(model[1])
+    p = np.uint64(min(max(probability >> 4, np.int64(1)), np.int64(PROB_SCALE - 1)))
+    lane = np.uint64(coded) & mask
+    state = states[lane]
+    slot = state & np.uint64(PROB_SCALE - 1)
+    one = np.uint64(slot < p)
+    bit = np.int64(one)
+    freq = np.uint64(PROB_SCALE) - p + one * (np.uint64(2) * p - np.uint64(PROB_SCALE))
+    state = freq * (state >> np.uint64(PROB_BITS)) + slot - (np.uint64(1) - one) * p
+    need = np.uint64(state < np.uint64(RANS_LOW))
+    word = np.uint64(source[np.uint64(min(at, len(source) - 1))])
+    states[lane] = (state << (need << np.uint64(4))) | (word * need)
+    model[0] = probability + (((bit * 65535 - probability) * np.int64(STEPS[np.uint64(seen)])) >> 15)
+    model[1] = seen + np.int64(seen < RATE_LIMIT)
+    return bit, at + np.int64(need), coded + 1
+
+
+@njit(cache=True, inline="always")
+def _child(first_child, occupancy, node, child):
+    """Number of a child in its level, or that of no node, which is the last."""
+    occ = np.uint64(occupancy[node])
+    number = np.int64(first_child[node]) + np.int64(_RANKS[occ, child])
+    return number if occ >> child & np.uint64(1) else np.int64(len(occupancy) - 1)
+
+
 @njit(cache=True, nogil=True)
 def decode_octree(n, models, states, words, cursor, leaf_xyz, leaf_depths, leaf_counts):
     """Decode an octree of n Gaussians.
@@ -227,19 +263,19 @@ def decode_octree(n, models, states, words, cursor, leaf_xyz, leaf_depths, leaf_
     tree_occ = np.zeros(capacity, np.int32)
     tree_first = np.zeros(capacity, np.int32)
     level_start = np.zeros(MAX_DEPTH + 2, np.int64)
-    siblings = np.ones(n + 1, np.int32)
-    next_siblings = np.ones(n + 1, np.int32)
-    neighbors = np.full((n + 1, _DIRECTIONS), _ABSENT, np.int32)
-    next_neighbors = np.full((n + 1, _DIRECTIONS), _ABSENT, np.int32)
-    occupancy = np.zeros(n + 1, np.int32)
-    first_child = np.zeros(n + 1, np.int32)
-    num_nodes = 1
-    total = 0
-    depth = 0
-    held = 0
+    # Of a level and the one above it: face neighbours, occupancy and first child of each node. A level has at most n;
+    # node n stands for none and has no children.
+    neighbors, upper_neighbors = np.full((n + 1, _DIRECTIONS), n, np.int32), np.full((n + 1, _DIRECTIONS), n, np.int32)
+    occupancy, upper_occupancy = np.zeros(n + 1, np.uint8), np.zeros(n + 1, np.uint8)
+    first_child, upper_first = np.zeros(n + 1, np.int32), np.zeros(n + 1, np.int32)
+    # Of each node its parent, and which of its children it is. The last may go past the end, where it is found out.
+    links, next_links = np.zeros(n + 8, np.int32), np.zeros(n + 8, np.int32)
+    upper_occupancy[0] = 1  # above the root, a node with one child
+    num_nodes = np.int64(1)
+    total = depth = held = np.int64(0)
     mask = np.uint64(len(states) - 1)
     source = words if len(words) > 0 else np.zeros(1, np.uint16)
-    last = len(source) - 1
+    at, coded = cursor[0], cursor[1]
     while num_nodes:
         if total + num_nodes > capacity:
             capacity = 2 * capacity + num_nodes
@@ -250,82 +286,108 @@ def decode_octree(n, models, states, words, cursor, leaf_xyz, leaf_depths, leaf_
             tree_occ = grown_occ
             tree_first = grown_first
         level_start[depth] = total
-        children = 0
+        children = np.int64(0)
         for node in range(num_nodes):
-            occupancy[node] = 0
-            leaf = 1
+            # On each axis one neighbour is a sibling, the other, on the side of the child's bit, a cousin or none.
+            parent, octant = np.uint64(links[node]) >> np.uint64(3), np.uint64(links[node]) & np.uint64(7)
+            side_x, side_y, side_z = (
+                octant & np.uint64(1),
+                octant >> np.uint64(1) & np.uint64(1),
+                octant >> np.uint64(2),
+            )
+            across_x, across_y, across_z = octant ^ np.uint64(1), octant ^ np.uint64(2), octant ^ np.uint64(4)
+            beyond = upper_neighbors[parent]
+            uncle_x = np.uint64(beyond[side_x])
+            uncle_y = np.uint64(beyond[np.uint64(2) + side_y])
+            uncle_z = np.uint64(beyond[np.uint64(4) + side_z])
+            siblings = np.uint64(upper_occupancy[parent])
+            in_x, out_x = (
+                siblings >> across_x & np.uint64(1),
+                np.uint64(upper_occupancy[uncle_x]) >> across_x & np.uint64(1),
+            )
+            in_y, out_y = (
+                siblings >> across_y & np.uint64(1),
+                np.uint64(upper_occupancy[uncle_y]) >> across_y & np.uint64(1),
+            )
+            in_z, out_z = (
+                siblings >> across_z & np.uint64(1),
+                np.uint64(upper_occupancy[uncle_z]) >> across_z & np.uint64(1),
+            )
+            leaf = np.int64(1)
             if depth < MAX_DEPTH:
-                leaf = decode_bit(models, _stop_context(neighbors, node, siblings[node]), states, words, cursor)
+                around = min(in_x + out_x + in_y + out_y + in_z + out_z, np.uint64(3))
+                family = np.uint64(_popcount(np.int64(siblings)))
+                context = np.uint64(_STOP_BASE - 1) + (around << np.uint64(3)) + family
+                leaf, at, coded = _next_bit(models, context, states, mask, source, at, coded)
             if leaf:
-                inside = decode_gamma(models, _COUNT_BASE, states, words, cursor) + 1
+                # Nearly always one: the length of the number before it is then 0, a bit alone.
+                state = states[np.uint64(coded) & mask]
+                inside = np.int64(1)
+                if state & np.uint64(PROB_SCALE - 1) < np.uint64(max(models[_COUNT_BASE, 0] >> 4, 1)):
+                    cursor[0], cursor[1] = at, coded
+                    inside = decode_gamma(models, _COUNT_BASE, states, words, cursor) + 1
+                    at, coded = cursor[0], cursor[1]
+                else:
+                    _, at, coded = _next_bit(models, np.uint64(_COUNT_BASE), states, mask, source, at, coded)
                 if inside < 1 or inside > n - held:
                     return -1
                 held += inside
+                occupancy[node] = 0
                 tree_first[total + node] = inside
                 continue
+            around_it = neighbors[node]
+            around_it[side_x] = _child(upper_first, upper_occupancy, uncle_x, across_x)
+            around_it[side_x ^ np.uint64(1)] = _child(upper_first, upper_occupancy, parent, across_x)
+            around_it[np.uint64(2) + side_y] = _child(upper_first, upper_occupancy, uncle_y, across_y)
+            around_it[np.uint64(3) - side_y] = _child(upper_first, upper_occupancy, parent, across_y)
+            around_it[np.uint64(4) + side_z] = _child(upper_first, upper_occupancy, uncle_z, across_z)
+            around_it[np.uint64(5) - side_z] = _child(upper_first, upper_occupancy, parent, across_z)
             # What `_child_context` looks up for each child, once for all: which neighbours there are, and what is
             # known of the cells beside, as bits by child.
-            present = np.int64(0)
-            for k in range(_DIRECTIONS):
-                present |= np.int64(neighbors[node, k] != _ABSENT) << k
-            low_x, low_y, low_z = neighbors[node, 0], neighbors[node, 2], neighbors[node, 4]
-            beside_x = np.int64(occupancy[low_x]) & 0xAA if low_x != _ABSENT else np.int64(0)
-            beside_y = np.int64(occupancy[low_y]) & 0xCC if low_y != _ABSENT else np.int64(0)
-            beside_z = np.int64(occupancy[low_z]) & 0xF0 if low_z != _ABSENT else np.int64(0)
+            present = (
+                out_x << side_x
+                | in_x << (side_x ^ np.uint64(1))
+                | out_y << (np.uint64(2) + side_y)
+                | in_y << (np.uint64(3) - side_y)
+                | out_z << (np.uint64(4) + side_z)
+                | in_z << (np.uint64(5) - side_z)
+            )
+            above_and_ones = _ABOVE_AND_ONES[present]
+            beside_x = np.int64(occupancy[np.uint64(around_it[0])]) & 0xAA
+            beside_y = np.int64(occupancy[np.uint64(around_it[2])]) & 0xCC
+            beside_z = np.int64(occupancy[np.uint64(around_it[4])]) & 0xF0
             occ = so_far = np.int64(0)
-            at, coded = cursor[0], cursor[1]
-            for child in range(8):
-                if child == 7 and occ == 0:
-                    occ = np.int64(128)
-                    break
-                beside = (beside_x >> (child ^ 1) & 1) + (beside_y >> (child ^ 2) & 1) + (beside_z >> (child ^ 4) & 1)
-                context = (
-                    np.int64(_ABOVE_AND_ONES[present, child])
-                    | beside << 6
-                    | (so_far if so_far < 3 else np.int64(3)) << 2
-                )
-                # `decode_bit` with the cursor in registers and no branch on the bit, which is hard to predict.
-                model = models[_OCC_BASE + context]
-                probability, seen = np.int64(model[0]), np.int64(model[1])
-                p = np.uint64(min(max(np.int64(probability >> 4), np.int64(1)), np.int64(PROB_SCALE - 1)))
-                lane = np.uint64(coded) & mask
-                state = states[lane]
-                slot = state & np.uint64(PROB_SCALE - 1)
-                one = np.uint64(slot < p)
-                bit = np.int64(one)
-                freq = np.uint64(PROB_SCALE) - p + one * (np.uint64(2) * p - np.uint64(PROB_SCALE))
-                state = freq * (state >> np.uint64(PROB_BITS)) + slot - (np.uint64(1) - one) * p
-                need = np.uint64(state < np.uint64(RANS_LOW))
-                states[lane] = (state << (need << np.uint64(4))) | (np.uint64(source[min(at, last)]) * need)
-                at += np.int64(need)
-                coded += 1
-                model[0] = probability + (((bit * 65535 - probability) * np.int64(STEPS[seen])) >> 15)
-                model[1] = seen + np.int64(seen < RATE_LIMIT)
-                occ |= bit << child
-                so_far += bit
-                beside_x |= (bit << child) & 0x55
-                beside_y |= (bit << child) & 0x33
-                beside_z |= (bit << child) & 0x0F
-            cursor[0], cursor[1] = at, coded
-            if at > len(words):
-                cursor[2] = 1
-            occupancy[node] = occ
             first_child[node] = children
-            family = _popcount(occ)
+            for k in range(8):
+                bit = np.int64(1)
+                if k < 7 or occ:
+                    beside = (beside_x >> (k ^ 1) & 1) + (beside_y >> (k ^ 2) & 1) + (beside_z >> (k ^ 4) & 1)
+                    seen = np.int64(above_and_ones[k]) | beside << 6 | min(so_far, np.int64(3)) << 2
+                    context = np.uint64(_OCC_BASE + seen)
+                    bit, at, coded = _next_bit(models, context, states, mask, source, at, coded)
+                occ |= bit << k
+                so_far += bit
+                beside_x |= (bit << k) & 0x55
+                beside_y |= (bit << k) & 0x33
+                beside_z |= (bit << k) & 0x0F
+                next_links[children] = node << 3 | k
+                children += bit
             # Every cell still open holds at least one Gaussian that no leaf has claimed.
-            if held + children + family > n or cursor[2]:
+            if held + children > n or at > len(words):
                 return -1
-            for _ in range(family):
-                next_siblings[children] = family
-                children += 1
+            occupancy[node] = occ
             tree_occ[total + node] = occ
             tree_first[total + node] = first_child[node]
-        _link_children(neighbors, occupancy, first_child, num_nodes, next_neighbors)
-        siblings, next_siblings = next_siblings, siblings
-        neighbors, next_neighbors = next_neighbors, neighbors
+        links, next_links = next_links, links
+        neighbors, upper_neighbors = upper_neighbors, neighbors
+        occupancy, upper_occupancy = upper_occupancy, occupancy
+        first_child, upper_first = upper_first, first_child
         total += num_nodes
         num_nodes = children
         depth += 1
+    cursor[0], cursor[1] = at, coded
+    if at > len(words):
+        cursor[2] = 1
     if held != n or cursor[2]:
         return -1
     # Depth-first walk.

@@ -130,7 +130,6 @@ class SceneParameters:
                 weights[BIAS, 0, s] = p.bias + (1 << (COEFFICIENT_BITS - 1))
                 for kind, source, coefficient in zip(p.kinds, p.sources, p.coefficients):
                     weights[kind, 0 if kind == FEATURE_DEPTH else source - first, s] += coefficient
-            diagonal = all((p.sources == s).all() for s, p in enumerate(predictors, first))
             own_terms = [min(stream - stream_group(stream), 2) for stream in range(first, last)]
             self._rows[first, last] = RowModel(
                 first,
@@ -140,7 +139,6 @@ class SceneParameters:
                 np.concatenate([p.sources for p in predictors]).astype(np.int64) - first,
                 np.concatenate([p.coefficients for p in predictors]).astype(np.int64),
                 weights,
-                diagonal and first >= SH_FIRST,
                 np.array([model.mode for model in models], np.int64),
                 np.array([model.scale for model in models], np.int64),
                 np.array(own_terms, np.int64),

@@ -36,6 +36,7 @@ __all__ = [
     "Predictor",
     "RowModel",
     "choose_tables",
+    "decode_base_rows",
     "decode_layer_rows",
     "decode_rows",
     "emit_rows",
@@ -56,7 +57,8 @@ DEPTH_SHIFT = 8
 CONTEXT_CLASS_NEAR, CONTEXT_NEAR_OWN, CONTEXT_CLASS_OWN, CONTEXT_SCALE_NEAR_OWN = 0, 1, 2, 3
 CONTEXT_CELLS = (256, 256, 256, 1024)
 BIAS = 4  # after the kinds of features, in RowModel.weights
-SIZE_STREAM = 2  # streams 2 to 4 are sizes, which say how many bits a position has
+SIZE_STREAM = 2  # after the classes; streams 2 to 4 are sizes, which say how many bits a position has
+COLOR_STREAM = 9  # from here on steps follow the colour class
 RING_MASK = 31  # magnitudes are kept of the last 32 Gaussians; neighbours are among the last 16
 
 
@@ -388,8 +390,8 @@ class RowModel:
         begin: (W + 1,) int64: features of stream w are begin[w] .. begin[w + 1] - 1 of the next three.
         kinds, sources, coefficients: (F,) int64; sources count from the first stream.
         weights: (5, W, W) float64, the same as matrices, [feature, source, stream]: neighbours' mean, nearest, own,
-            then in row 0 of the others depth and bias. Sums stay below 2**53, so that float64 is exact.
-        diagonal: whether streams read no stream but themselves.
+            then in row 0 of the others depth and bias. Sums stay below 2**53, so that float64 is exact. Streams of
+            layers read no stream but themselves.
         modes, scales, own_terms: (W,) int64: context mode, its scale, how many streams before are in the group.
         ranks: (W,) int64 number of the group.
         maps: (W, 1024) uint8 context maps.
@@ -402,7 +404,6 @@ class RowModel:
     sources: npt.NDArray[np.int64]
     coefficients: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float64]
-    diagonal: bool
     modes: npt.NDArray[np.int64]
     scales: npt.NDArray[np.int64]
     own_terms: npt.NDArray[np.int64]
@@ -412,46 +413,8 @@ class RowModel:
     @property
     def is_usual_layer(self) -> bool:
         """Whether `decode_layer_rows` decodes it."""
-        usual = self.diagonal and bool((self.modes == CONTEXT_SCALE_NEAR_OWN).all())
+        usual = bool((self.modes == CONTEXT_SCALE_NEAR_OWN).all())
         return self.first > 0 and usual and len(self.modes) <= _LAYER_LANES
-
-
-@njit(cache=True, inline="always")
-def gather_rows(i, neighbors, values, magnitudes, sums, nears):
-    """Sums over the four neighbours of Gaussian i of the rows of values and of magnitudes; zero for Gaussian 0."""
-    width = values.shape[1]
-    if i == 0:
-        for s in range(width):
-            sums[s] = 0
-            nears[s] = 0
-        return
-    a, b, c, d = neighbors[i, 0], neighbors[i, 1], neighbors[i, 2], neighbors[i, 3]
-    for s in range(width):
-        sums[s] = values[a, s] + values[b, s] + values[c, s] + values[d, s]
-    a, b, c, d = a & RING_MASK, b & RING_MASK, c & RING_MASK, d & RING_MASK
-    for s in range(width):
-        nears[s] = magnitudes[a, s] + magnitudes[b, s] + magnitudes[c, s] + magnitudes[d, s]
-
-
-@njit(cache=True, inline="always")
-def predict_from_neighbors(i, weights, diagonal, sums, values, neighbors, depth, total):
-    """What predictions of Gaussian i, times 4096, have from neighbours, depth and bias, into (W,) float64 `total`."""
-    width = len(total)
-    means, nearest = weights[FEATURE_MEAN], weights[FEATURE_NEAREST]
-    x = np.float64(depth << DEPTH_SHIFT)
-    for s in range(width):
-        total[s] = weights[BIAS, 0, s] + weights[FEATURE_DEPTH, 0, s] * x
-    if i == 0:
-        return
-    near = values[neighbors[i, 0]]
-    if diagonal:
-        for s in range(width):
-            total[s] += means[s, s] * np.float64(sums[s] >> 2) + nearest[s, s] * np.float64(near[s])
-        return
-    for source in range(width):
-        x, y = np.float64(sums[source] >> 2), np.float64(near[source])
-        for s in range(width):
-            total[s] += means[source, s] * x + nearest[source, s] * y
 
 
 @njit(cache=True, inline="always")
@@ -473,19 +436,22 @@ def predict_row(i, s, bias, begin, kinds, sources, coefficients, sums, values, n
     return min(max(total, -VALUE_LIMIT), VALUE_LIMIT)
 
 
+# Streams that the base has room for here: so many that loops over them are not unrolled, which would keep them from
+# vectorising. Each is a block of this many numbers in `row`: sums of magnitudes near, states of the trellis.
+_BASE_LANES = 32
+_NEAR, _STATE = 0, _BASE_LANES
+
+
 @njit(cache=True, nogil=True)
-def decode_rows(
-    first, values, colors, neighbors, depths,
-    weights, diagonal, modes, scales, own_terms, maps, feedback, taps,
+def decode_base_rows(
+    values, neighbors, depths, weights, modes, scales, own_terms, maps, feedback, taps,
     buckets, table_intervals, states, words, cursor, raw, position,
     exponent, size_step, precision, extra, extra_bits,
 ):  # fmt: skip
-    """Decode the streams of a chunk, Gaussian by Gaussian.
+    """Decode the base streams of a chunk, Gaussian by Gaussian.
 
     Args:
-        first: 0 for the base streams, with classes and plain bits of positions; else the first stream of a layer.
-        values: (n, W) int32 out. colors: (n,) int32 colour classes, read if `first` is not 0.
-        neighbors: (n, 4) int32. depths: (n,) int32.
+        values: (n, W) int32 out. neighbors: (n, 4) int32. depths: (n,) int32.
         weights ... maps: of the RowModel; entries of maps must be valid tables. feedback, taps: of the trellis.
         buckets, table_intervals: of the table set. states, words, cursor: of the rANS stream.
         raw, position: plain bits.
@@ -496,88 +462,187 @@ def decode_rows(
         stream holds.
     """
     n, width = values.shape
-    magnitudes = np.zeros((RING_MASK + 1, width), np.int32)
-    trellis = np.zeros(width, np.int64)
-    sums, nears = np.zeros(width, np.int32), np.zeros(width, np.int32)
-    total, own_weights = np.zeros(width), weights[FEATURE_OWN]
-    # Behind the last stream that reads a stream, nothing is to be added.
-    reach = np.zeros(width, np.int64)
+    feedback, taps = np.int64(feedback), np.int64(taps)
+    # Of the last Gaussians, in one row each: values, then magnitudes. What no Gaussian has been in is 0.
+    ring = np.zeros((RING_MASK + 1, 2 * _BASE_LANES), np.int32)
+    row = np.zeros(2 * _BASE_LANES, np.int32)
+    total, mean = np.zeros(_BASE_LANES), np.zeros(_BASE_LANES)
+    means, nearest = np.zeros((_BASE_LANES, _BASE_LANES)), np.zeros((_BASE_LANES, _BASE_LANES))
+    bias, slope, alone = np.zeros(_BASE_LANES), np.zeros(_BASE_LANES), np.zeros(_BASE_LANES)
+    means[:width, :width], nearest[:width, :width] = weights[FEATURE_MEAN], weights[FEATURE_NEAREST]
+    bias[:width], slope[:width] = weights[BIAS, 0], weights[FEATURE_DEPTH, 0]
+    # What predictions have from streams of the same Gaussian waits for these, so it is added in integers, which are
+    # quicker there and back: features of stream s are begin[s] .. begin[s + 1] - 1.
+    begin = np.zeros(width + 1, np.int64)
+    sources, coefficients = np.zeros(width * width, np.uint64), np.zeros(width * width, np.int64)
     for s in range(width):
-        for t in range(s + 1, width):
-            if own_weights[s, t] != 0.0:
-                reach[s] = t + 1
-    flat_buckets, flat_intervals = buckets.ravel(), table_intervals.ravel()
-    # `decode_token` with the cursor in registers: this loop is where decoding spends its time.
-    mask = len(states) - 1
+        alone[s] = nearest[s, s]
+        nearest[s, s] = 0.0
+        count = begin[s]
+        for t in range(s):
+            if weights[FEATURE_OWN, t, s] != 0.0:
+                sources[count], coefficients[count] = t, np.int64(weights[FEATURE_OWN, t, s])
+                count += 1
+        begin[s + 1] = count
+    only_own_nearest = not nearest.any()
+    flat_maps, flat_buckets, flat_intervals = maps.ravel(), buckets.ravel(), table_intervals.ravel()
+    mask = np.uint64(len(states) - 1)
     source = words if len(words) > 0 else np.zeros(1, np.uint16)
-    coded, at, last = cursor[1], cursor[0], len(source) - 1
-    zero = np.int64(0)
-    g = c = zero
+    coded, at, last = np.uint64(cursor[1]), cursor[0], len(source) - 1
+    one = np.uint64(1)
+    # The rANS cursor is in registers: this loop is where decoding spends its time.
     for i in range(n):
-        gather_rows(i, neighbors, values, magnitudes, sums, nears)
-        own_magnitudes = magnitudes[i & RING_MASK]
+        # Gaussian 0 has neighbours -1, whose row of the ring is still empty.
+        a, b = ring[neighbors[i, 0] & RING_MASK], ring[neighbors[i, 1] & RING_MASK]
+        c, d = ring[neighbors[i, 2] & RING_MASK], ring[neighbors[i, 3] & RING_MASK]
         depth = np.int64(depths[i])
-        predict_from_neighbors(i, weights, diagonal, sums, values, neighbors, depth, total)
-        if first:
-            c = np.int64(colors[i])
+        x = np.float64(depth << DEPTH_SHIFT)
+        for s in range(_BASE_LANES):
+            mean[s] = np.float64((a[s] + b[s] + c[s] + d[s]) >> np.int32(2))
+        for s in range(_BASE_LANES):
+            m = s + _BASE_LANES
+            row[_NEAR + s] = a[m] + b[m] + c[m] + d[m]
+        for s in range(_BASE_LANES):
+            total[s] = (bias[s] + slope[s] * x) + alone[s] * np.float64(a[s])
+        for k in range(0, width, 4):
+            w, x, y, z = mean[k], mean[k + 1], mean[k + 2], mean[k + 3]
+            of_w, of_x, of_y, of_z = means[k], means[k + 1], means[k + 2], means[k + 3]
+            for s in range(_BASE_LANES):
+                total[s] += (of_w[s] * w + of_x[s] * x) + (of_y[s] * y + of_z[s] * z)
+        if not only_own_nearest:
+            for k in range(width):
+                x, of_x = np.float64(a[k]), nearest[k]
+                for s in range(_BASE_LANES):
+                    total[s] += of_x[s] * x
+        now = ring[i & RING_MASK]
+        e = color = np.int64(0)
         for s in range(width):
-            e = c
-            if first == 0:
-                e = zero if s < 2 else (g if s < 9 else c)
-            scaled = np.floor(total[s] * (1.0 / (1 << COEFFICIENT_BITS)))
-            prediction = np.int64(min(max(scaled, -float(VALUE_LIMIT)), float(VALUE_LIMIT)))
-            own = zero
-            if own_terms[s] > 0:
-                own = np.int64(own_magnitudes[s - 1])
-                if own_terms[s] > 1:
-                    own += own_magnitudes[s - 2]
-            quantizer = trellis[s] & 1
-            cell = context_cell(modes[s], scales[s], e, np.int64(nears[s]), own << 1, quantizer)
-            table = np.uint64(maps[s, cell]) * np.uint64(ALPHABET)
-            state = states[coded & mask]
+            if s == SIZE_STREAM:  # the classes are there
+                e, color = np.int64(now[0]), np.int64(now[1])
+                if min(e, color) < 0 or max(e, color) > MAX_CLASS:
+                    return -1
+            elif s == COLOR_STREAM:
+                e = color
+            prediction = np.int64(total[s])
+            for f in range(begin[s], begin[s + 1]):
+                prediction += coefficients[f] * np.int64(now[sources[f]])
+            prediction = min(max(prediction >> COEFFICIENT_BITS, np.int64(-VALUE_LIMIT)), np.int64(VALUE_LIMIT))
+            near, state_of = np.int64(row[_NEAR + s]), np.int64(row[_STATE + s])
+            quantizer = state_of & 1
+            if modes[s] == CONTEXT_CLASS_NEAR:
+                level = np.int64(_LEVELS[np.uint64(min(near >> e, np.int64(255)))])
+                cell = (quantizer << 7) | (min(e, np.int64(7)) << 4) | level
+            else:
+                own = np.int64(0)
+                if own_terms[s] > 0:
+                    own = np.int64(now[_BASE_LANES + s - 1])
+                    if own_terms[s] > 1:
+                        own += np.int64(now[_BASE_LANES + s - 2])
+                cell = context_cell(modes[s], scales[s], e, near, own << 1, quantizer)
+            table = np.uint64(flat_maps[np.uint64(s * maps.shape[1] + cell)]) * np.uint64(ALPHABET)
+            lane = coded & mask
+            state = states[lane]
             slot = state & np.uint64(PROB_SCALE - 1)
-            place = table + np.uint64(flat_buckets[table + (slot >> np.uint64(BUCKET_BITS))])
-            interval = np.uint64(flat_intervals[place])
+            token = np.uint64(flat_buckets[table + (slot >> np.uint64(BUCKET_BITS))])
+            interval = np.uint64(flat_intervals[table + token])
             while slot - (interval & np.uint64(0xFFFF)) >= interval >> np.uint64(16):
-                place += np.uint64(1)
-                interval = np.uint64(flat_intervals[place])
-            token = np.int64(place - table)
+                token += one
+                interval = np.uint64(flat_intervals[table + token])
             state = (
                 (interval >> np.uint64(16)) * (state >> np.uint64(PROB_BITS)) + slot - (interval & np.uint64(0xFFFF))
             )
             # No branch: whether a word is needed is a coin toss to the processor.
             need = np.uint64(state < np.uint64(RANS_LOW))
-            state = (state << (need << np.uint64(4))) | (np.uint64(source[min(at, last)]) * need)
+            state = (state << (need << np.uint64(4))) | (np.uint64(source[np.uint64(min(at, last))]) * need)
             at += np.int64(need)
-            states[coded & mask] = state
+            states[lane] = state
+            coded += one
+            if token < np.uint64(DIRECT):
+                r = np.int64((token + one) >> one)
+            else:
+                bits = token_bits(np.int64(token))
+                rest = np.int64(read_bits(raw, position, bits))
+                position += bits
+                r = min(abs(value_of(np.int64(token), rest)), np.int64(1 << 27) >> e)
+                token = np.uint64(rest & 1)  # the lowest bit says the sign
+            sign = -np.int64(token & one)
+            point = r
+            if s >= SIZE_STREAM:
+                point = (r << 1) - (quantizer & np.int64(r != 0))  # as `point_of`
+                row[_STATE + s] = next_state(state_of, r, feedback, taps)
+            value = prediction + (((point ^ sign) - sign) << e)
+            now[s] = min(max(value, np.int64(-VALUE_LIMIT)), np.int64(VALUE_LIMIT))
+            now[_BASE_LANES + s] = r << e
+        for s in range(width):
+            values[i, s] = now[s]
+        position = read_position(i, values, depth, exponent, size_step, precision, raw, position, extra, extra_bits)
+    cursor[1], cursor[0] = np.int64(coded), at
+    if at > len(words):
+        cursor[2] = 1
+    return position
+
+
+@njit(cache=True, nogil=True)
+def decode_rows(
+    values, colors, neighbors, depths, weights, modes, scales, own_terms, maps, feedback, taps,
+    buckets, table_intervals, states, words, cursor, raw, position,
+):  # fmt: skip
+    """Decode the streams of a layer, Gaussian by Gaussian, whatever their context modes.
+
+    Args: as `decode_base_rows`, and
+        colors: (n,) int32 colour classes.
+    """
+    n, width = values.shape
+    magnitudes = np.zeros((RING_MASK + 1, width), np.int32)
+    trellis = np.zeros(width, np.int64)
+    mask = len(states) - 1
+    source = words if len(words) > 0 else np.zeros(1, np.uint16)
+    coded, at, last = cursor[1], cursor[0], len(source) - 1
+    for i in range(n):
+        a, b, c, d = neighbors[i, 0], neighbors[i, 1], neighbors[i, 2], neighbors[i, 3]
+        depth, e = np.int64(depths[i]), np.int64(colors[i])
+        limit = np.int64(1 << 27) >> e
+        for s in range(width):
+            total = weights[BIAS, 0, s] + weights[FEATURE_DEPTH, 0, s] * np.float64(depth << DEPTH_SHIFT)
+            near = own = np.int64(0)
+            if i > 0:
+                mean = (np.int64(values[a, s]) + values[b, s] + values[c, s] + values[d, s]) >> 2
+                total += weights[FEATURE_MEAN, s, s] * np.float64(mean)
+                total += weights[FEATURE_NEAREST, s, s] * np.float64(values[a, s])
+                near += magnitudes[a & RING_MASK, s] + magnitudes[b & RING_MASK, s]
+                near += magnitudes[c & RING_MASK, s] + magnitudes[d & RING_MASK, s]
+            if own_terms[s] > 0:
+                own += magnitudes[i & RING_MASK, s - 1]
+            if own_terms[s] > 1:
+                own += magnitudes[i & RING_MASK, s - 2]
+            quantizer = trellis[s] & 1
+            cell = context_cell(modes[s], scales[s], e, near, own << 1, quantizer)
+            table = maps[s, cell]
+            state = states[coded & mask]
+            slot = state & np.uint64(PROB_SCALE - 1)
+            token = np.int64(buckets[table, slot >> np.uint64(BUCKET_BITS)])
+            interval = np.uint64(table_intervals[table, token])
+            while slot - (interval & np.uint64(0xFFFF)) >= interval >> np.uint64(16):
+                token += 1
+                interval = np.uint64(table_intervals[table, token])
+            state = (
+                (interval >> np.uint64(16)) * (state >> np.uint64(PROB_BITS)) + slot - (interval & np.uint64(0xFFFF))
+            )
+            need = np.uint64(state < np.uint64(RANS_LOW))
+            states[coded & mask] = (state << (need << np.uint64(4))) | (np.uint64(source[min(at, last)]) * need)
+            at += np.int64(need)
             coded += 1
-            rest = zero
+            rest = np.int64(0)
             if token >= DIRECT:
                 bits = token_bits(token)
                 rest = np.int64(read_bits(raw, position, bits))
                 position += bits
-            limit = np.int64(1 << 27) >> e
             r = min(max(value_of(token, rest), -limit), limit)
-            if first or s >= 2:
-                point = point_of(r, quantizer)
-                trellis[s] = next_state(trellis[s], r, feedback, taps)
-            else:
-                point = r
-            v = min(max(prediction + (point << e), -VALUE_LIMIT), VALUE_LIMIT)
-            values[i, s] = v
-            own_magnitudes[s] = abs(r) << e
-            x = np.float64(v)
-            for t in range(s + 1, reach[s]):
-                total[t] += own_weights[s, t] * x
-            if first == 0 and s < 2:
-                if v < 0 or v > MAX_CLASS:
-                    return -1
-                if s == 0:
-                    g = v
-                else:
-                    c = v
-        if first == 0:
-            position = read_position(i, values, depth, exponent, size_step, precision, raw, position, extra, extra_bits)
+            scaled = np.floor(total * (1.0 / (1 << COEFFICIENT_BITS)))
+            prediction = np.int64(min(max(scaled, -float(VALUE_LIMIT)), float(VALUE_LIMIT)))
+            values[i, s] = min(max(prediction + (point_of(r, quantizer) << e), -VALUE_LIMIT), VALUE_LIMIT)
+            magnitudes[i & RING_MASK, s] = abs(r) << e
+            trellis[s] = next_state(trellis[s], r, feedback, taps)
     cursor[1], cursor[0] = coded, at
     if at > len(words):
         cursor[2] = 1
@@ -594,7 +659,7 @@ def decode_layer_rows(
     values, colors, neighbors, depths, weights, scales, own_terms, maps, feedback, taps,
     buckets, table_intervals, states, words, cursor, raw, position,
 ):  # fmt: skip
-    """`decode_rows` of a layer in its usual form: diagonal, context mode 3 throughout; the same values, faster.
+    """`decode_rows` of a layer in its usual form, context mode 3 throughout; the same values, faster.
 
     Within a row the next context waits for the token before, so that way is kept short: the level of a stream's own
     magnitudes comes from the sizes of the last two residuals alone, as all steps of a row are one. What does not wait
@@ -704,15 +769,29 @@ _OWN_LEVELS = np.uint64(sum(min(u.bit_length(), 3) << 2 * u for u in range(9)))
 @njit(cache=True, inline="always")
 def read_position(i, values, depth, exponent, size_step, precision, raw, position, extra, extra_bits):
     """The plain bits of a position, after its Gaussian's own; returns the position in `raw` after them."""
+    row = values[i]
+    c = np.int64(row[0])
+    x = position_bits(exponent, depth, np.int64(row[SIZE_STREAM]), size_step, precision, c)
+    y = position_bits(exponent, depth, np.int64(row[SIZE_STREAM + 1]), size_step, precision, c)
+    z = position_bits(exponent, depth, np.int64(row[SIZE_STREAM + 2]), size_step, precision, c)
+    extra_bits[i, 0], extra_bits[i, 1], extra_bits[i, 2] = x, y, z
+    byte = np.uint64(position) >> np.uint64(3)
+    if x + y + z <= 56 and byte + np.uint64(8) <= np.uint64(len(raw)):  # one word holds them all: the usual case
+        word = np.uint64(0)
+        for k in range(8):
+            word |= np.uint64(raw[byte + np.uint64(k)]) << np.uint64(56 - 8 * k)
+        word <<= np.uint64(position) & np.uint64(7)
+        # In two steps, as a shift by 64 is not one to 0.
+        extra[i, 0] = word >> np.uint64(1) >> np.uint64(63 - x)
+        word <<= np.uint64(x)
+        extra[i, 1] = word >> np.uint64(1) >> np.uint64(63 - y)
+        word <<= np.uint64(y)
+        extra[i, 2] = word >> np.uint64(1) >> np.uint64(63 - z)
+        return position + x + y + z
     for axis in range(3):
-        bits = position_bits(
-            exponent, depth, np.int64(values[i, SIZE_STREAM + axis]), size_step, precision, np.int64(values[i, 0])
-        )
-        extra_bits[i, axis] = bits
-        extra[i, axis] = 0
-        if bits:
-            extra[i, axis] = np.int64(read_bits(raw, position, bits))
-            position += bits
+        bits = extra_bits[i, axis]
+        extra[i, axis] = np.int64(read_bits(raw, position, bits))
+        position += bits
     return position
 
 

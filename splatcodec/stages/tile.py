@@ -29,7 +29,7 @@ from .parameters import (
     SceneParameters,
     stream_group,
 )
-from .streams import RowModel, choose_tables, decode_layer_rows, decode_rows, emit_rows
+from .streams import RowModel, choose_tables, decode_base_rows, decode_layer_rows, decode_rows, emit_rows
 from .transform import decode_alpha, decode_covariance, decompose_covariance, exp2_fixed, logits, position_bits
 
 __all__ = [
@@ -39,10 +39,12 @@ __all__ = [
     "DecodedTile",
     "Look",
     "TileGrid",
+    "TileStreams",
     "TileTree",
     "decode_layer",
     "decode_sh",
     "decode_tile",
+    "decode_tile_streams",
     "emit_layer",
     "emit_tile",
     "morton_codes",
@@ -430,25 +432,27 @@ def _decode_streams(
     plain_bits: npt.NDArray[np.int64],
 ) -> None:
     """Fill `values` (n, W), and the plain bits of positions if these are the base streams."""
-    rows = model.first, values, colors, neighbors, depths
     trellis = parameters.trellis
     stream = state.states, state.words, state.cursor, raw, 0
     position_args = exponent, parameters.size_step, parameters.precision, plain, plain_bits
     if mixing:
         mixer = MixerState()
         position = mix_decode_rows(
-            *rows, model.bias, model.begin, model.kinds, model.sources, model.coefficients, model.scales,
-            model.own_terms, model.ranks, *trellis, mixer.models, mixer.weights, *stream, *position_args,
+            model.first, values, colors, neighbors, depths, model.bias, model.begin, model.kinds, model.sources,
+            model.coefficients, model.scales, model.own_terms, model.ranks, *trellis, mixer.models, mixer.weights,
+            *stream, *position_args,
         )  # fmt: skip
     else:
         tables = parameters.table_set()
-        coded = model.maps, *trellis, tables.buckets, tables.intervals, *stream
-        if model.is_usual_layer:
-            position = decode_layer_rows(*rows[1:], model.weights, model.scales, model.own_terms, *coded)
-        else:
-            position = decode_rows(
-                *rows, model.weights, model.diagonal, model.modes, model.scales, model.own_terms, *coded, *position_args
+        contexts = model.scales, model.own_terms, model.maps, *trellis, tables.buckets, tables.intervals
+        if model.first == 0:
+            position = decode_base_rows(
+                values, neighbors, depths, model.weights, model.modes, *contexts, *stream, *position_args
             )
+        elif model.is_usual_layer:
+            position = decode_layer_rows(values, colors, neighbors, depths, model.weights, *contexts, *stream)
+        else:
+            position = decode_rows(values, colors, neighbors, depths, model.weights, model.modes, *contexts, *stream)
     if position < 0:
         raise FormatError("a class is out of range")
     state.finish()
@@ -473,8 +477,53 @@ def prefix_look(payload: bytes) -> tuple[Look, Look]:
 _NO_BITS = np.zeros((0, 3), np.int64)
 
 
+@dataclass(frozen=True)
+class TileStreams:
+    """A TILE chunk as integers: all that its SHC chunks wait for.
+
+    Attributes:
+        values: (n, 12) int32 base streams.
+        neighbors: (n, 4) int32.
+        own, under: as in DecodedTile.
+    """
+
+    values: Ints
+    neighbors: Ints
+    own: Look
+    under: Look
+    _leaves: tuple[Ints, Ints, Ints]
+    _plain: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+    _grid: TileGrid
+
+    def reconstruct(self, parameters: SceneParameters) -> DecodedTile:
+        """What the integers stand for."""
+        values, blur = self.values, self._grid.blur
+        count = len(values)
+        means = np.empty((count, 3), np.float32)
+        with np.errstate(over="ignore"):
+            _place(*self._leaves, *self._plain, self._grid.exponent, np.array(self._grid.origin), means)
+        covariances = np.empty((count, 6))
+        shape_step = float(np.float32(parameters.shape_step))
+        decode_covariance(values, SIZE_FIRST, parameters.size_step, shape_step, blur, covariances)
+        alphas = np.empty(count)
+        decode_alpha(values, OPACITY, parameters.opacity_step, alphas)
+        sh0 = np.empty((count, 1, 3), np.float32)
+        _decode_color(values, parameters.color_basis / MATRIX_SCALE, float(np.float32(parameters.color_step)), sh0)
+        smallest = max(blur / 16.0, 1e-30)
+        return DecodedTile(values, self.neighbors, means, covariances, alphas, sh0, smallest, self.own, self.under)
+
+
 def decode_tile(parameters: SceneParameters, payload: bytes, count: int) -> DecodedTile:
     """Decode a TILE chunk of `count` Gaussians.
+
+    Raises:
+        FormatError: the bytes are damaged; offsets count from the start of the chunk.
+    """
+    return decode_tile_streams(parameters, payload, count).reconstruct(parameters)
+
+
+def decode_tile_streams(parameters: SceneParameters, payload: bytes, count: int) -> TileStreams:
+    """The integers of a TILE chunk of `count` Gaussians.
 
     Raises:
         FormatError: the bytes are damaged; offsets count from the start of the chunk.
@@ -506,22 +555,15 @@ def decode_tile(parameters: SceneParameters, payload: bytes, count: int) -> Deco
         parameters, parameters.row_model(0, SH_FIRST), bool(flags), state, raw, values, depths, neighbors, depths,
         exponent, plain, plain_bits,
     )  # fmt: skip
-    means = np.empty((count, 3), np.float32)
-    with np.errstate(over="ignore"):
-        _place(leaf_xyz, leaf_depths, leaf_counts, plain, plain_bits, exponent, np.array([ox, oy, oz]), means)
-    covariances = np.empty((count, 6))
-    decode_covariance(
-        values, SIZE_FIRST, parameters.size_step, float(np.float32(parameters.shape_step)), float(blur), covariances
+    leaves_of = leaf_xyz, leaf_depths, leaf_counts
+    return TileStreams(
+        values, neighbors, own, under, leaves_of, (plain, plain_bits), TileGrid((ox, oy, oz), exponent, blur)
     )
-    alphas = np.empty(count)
-    decode_alpha(values, OPACITY, parameters.opacity_step, alphas)
-    sh0 = np.empty((count, 1, 3), np.float32)
-    _decode_color(values, parameters.color_basis / MATRIX_SCALE, float(np.float32(parameters.color_step)), sh0)
-    smallest = max(float(blur) / 16.0, 1e-30)
-    return DecodedTile(values, neighbors, means, covariances, alphas, sh0, smallest, own, under)
 
 
-def decode_layer(parameters: SceneParameters, layer: tuple[int, int], payload: bytes, tile: DecodedTile) -> Ints:
+def decode_layer(
+    parameters: SceneParameters, layer: tuple[int, int], payload: bytes, tile: DecodedTile | TileStreams
+) -> Ints:
     """Decode an SHC chunk.
 
     Args:
@@ -537,7 +579,7 @@ def decode_layer(parameters: SceneParameters, layer: tuple[int, int], payload: b
         raise TruncatedError("the layer's header is cut off", offset=len(payload))
     log_states, flags, _, length = _LAYER_HEAD.unpack_from(payload)
     state, raw = _start(payload, _LAYER_HEAD.size, log_states, flags, length)
-    values = np.empty((len(tile.means), layer[1] - layer[0]), np.int32)
+    values = np.empty((len(tile.values), layer[1] - layer[0]), np.int32)
     colors = np.ascontiguousarray(tile.values[:, COLOR_CLASS])
     _decode_streams(
         parameters, parameters.row_model(*layer), bool(flags), state, raw, values, colors, tile.neighbors, colors,

@@ -24,7 +24,7 @@ from ..errors import FormatError, ParameterError, SplatCodecError
 from ..gaussians import Gaussians, num_sh_coefficients
 from ..limits import DEFAULT_LIMITS, Limits
 from ..stages.parameters import SceneParameters
-from ..stages.tile import MAX_TILE, NEUTRAL, Look, decode_layer, decode_sh, decode_tile, prefix_look
+from ..stages.tile import MAX_TILE, NEUTRAL, Look, decode_layer, decode_sh, decode_tile_streams, prefix_look
 from ..stages.transform import decompose_covariance, logits
 
 __all__ = ["LossyBlocks", "Selection", "decode_lossy", "lossy_blocks"]
@@ -542,7 +542,7 @@ class BlankScene:
         """
         rows = slice(int(self._starts[k]), int(self._starts[k + 1]))
         count = rows.stop - rows.start
-        tile = decode_tile(parameters, payload, count)
+        tile = decode_tile_streams(parameters, payload, count)
         streams: list[npt.NDArray[np.int32] | None] = [None] * len(parameters.layers())
 
         def layer(k: int, content: bytes) -> None:
@@ -553,7 +553,7 @@ class BlankScene:
                 raise
 
         def axes() -> None:
-            shown = tile.as_prefix(*look)
+            shown = tile.reconstruct(parameters).as_prefix(*look)
             decompose_covariance(shown.covariances, shown.smallest, self._quats[rows], self._scales[rows])
             logits(shown.alphas, self._opacities[rows])
             self._means[rows], self._sh0[rows] = shown.means, shown.sh0
