@@ -130,6 +130,19 @@ def test_ratio_at_the_peers_psnr() -> None:
     assert "0.250 (donut)" in table
 
 
+def test_ratio_with_the_worst_view_counted() -> None:
+    # Our worst view is 3 dB below the mean. Theirs is as far above what we have at their mean as makes us go on to
+    # 37.5 dB, where ours is 1 dB below it.
+    peer = made_up("donut", "spz-v4", "peer", 8000, 35.0, worst_psnr_db=35.5)
+    (found,) = bench_report.comparisons(results_of([*CURVE, peer]))
+    assert found["ratio"] == pytest.approx(2000 / 8000)
+    assert found["worst_ratio"] == pytest.approx(1000 * 4**0.75 / 8000)
+    (found,) = bench_report.comparisons(results_of([*CURVE, {**peer, "worst_psnr_db": 32.9}]))
+    assert found["worst_ratio"] == found["ratio"]
+    (found,) = bench_report.comparisons(results_of([*CURVE, {**peer, "worst_psnr_db": 38.5}]))
+    assert found["worst_ratio"] is None
+
+
 def test_nothing_is_extrapolated() -> None:
     results = results_of([*CURVE, made_up("donut", "spz-v4", "peer", 8000, 41.0)])
     (found,) = bench_report.comparisons(results)
