@@ -58,10 +58,10 @@ def level_shares(count: int, sh_degree: int) -> tuple[float, ...]:
 
 
 def thumbnail_count(count: int, sh_degree: int) -> int:
-    """Merged Gaussians of level 0 for `count` coded ones: 2 to 3 % of the file, less where that is much."""
+    """Merged Gaussians of level 0 for `count` coded ones: 2 to 5 % of the file, less where that is much."""
     if count < _LEAST_GAUSSIANS:
         return 0
-    wanted = (0.075 if sh_degree else 0.037) * count
+    wanted = (0.06 if sh_degree else 0.02) * count
     most = 12_000
     # Above the most, another one for every 50 wanted: each tile needs a few.
     wanted = wanted if wanted <= most else most + (wanted - most) * 0.02

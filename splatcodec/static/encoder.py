@@ -34,6 +34,7 @@ from ..preprocess.levels import (
 from ..preprocess.plan import LossyOptions, Plan, Tuning, make_plan
 from ..preprocess.refit import RefitViews, refit_colors
 from ..preprocess.thumbnail import thumbnail_of
+from ..preprocess.thumbnail_fit import fitted
 from ..preprocess.view_weights import ViewWeights, balanced
 from ..render.camera import Camera, check_cameras, encoder_cameras
 from ..render.contribution import Contributions, contributions, restoration
@@ -353,6 +354,10 @@ _EFFORTS = {
 }
 _IMPORTANCE_SEED, _REFIT_SEED, _LOOK_SEED = 0, 2, 3
 _REFIT_PX, _REFIT_STEPS = 256, 5
+# Of fitting the thumbnail: views, by how many Gaussians may be drawn in all of them; their size; steps, of small scenes
+# twice as many; share of them below level 1, without and with SH.
+_FIT_DRAWN, _LEAST_FIT_VIEWS, _MOST_FIT_VIEWS = 3_000_000, 16, 96
+_FIT_PX, _FIT_STEPS, _FIT_UNDER = 224, 300, (0.5, 0.7)
 _TOLERANCE_DB = 0.25
 # How much Gaussians of level 1 count in the thumbnail, which is shown below them later: without and with SH.
 _SHARE_OF_FIRST = (1.0, 0.2)
@@ -488,7 +493,7 @@ def encode_lossy(
 
         clock = time.perf_counter()
         if options.levels:
-            levels = _level_plan(scene, measured, cameras, options.effort)
+            levels = _level_plan(scene, measured, cameras, options.effort, threads)
         seconds["levels"] = time.perf_counter() - clock
         clock = time.perf_counter()
         views = None
@@ -524,7 +529,9 @@ def _ratio(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> npt.NDArra
     return np.divide(a, b, out=np.ones(len(a)), where=b > 0)
 
 
-def _level_plan(gaussians: Gaussians, measured: Contributions, cameras: list[Camera], effort: int) -> LevelPlan:
+def _level_plan(
+    gaussians: Gaussians, measured: Contributions, cameras: list[Camera], effort: int, threads: int | None
+) -> LevelPlan:
     """Order of display and thumbnail, from some of the importance views."""
     n = gaussians.num_gaussians
     views = 0 if effort <= 2 else 6 if n > _LARGE_SCENE else 16
@@ -537,10 +544,12 @@ def _level_plan(gaussians: Gaussians, measured: Contributions, cameras: list[Cam
     )
     look_cameras = encoder_cameras(gaussians, num_views=4 if n > _LARGE_SCENE else 6, size_px=192, seed=_LOOK_SEED)
     originals = [render(gaussians, camera) for camera in look_cameras]
-    fit_views = None
-    if effort > 2 and not gaussians.sh_degree and n <= _LARGE_SCENE:  # with SH a fit to few views does more harm
-        fit_cameras = encoder_cameras(gaussians, num_views=16, size_px=192, seed=_REFIT_SEED)
-        fit_views = RefitViews.of(gaussians, fit_cameras)
+    fit_cameras: list[Camera] = []
+    if effort > 2 and thumbnail_count(n, gaussians.sh_degree):
+        # Drawing the original takes most of the time, and few views do for many Gaussians less harm than for few.
+        fit_views = int(np.clip(_FIT_DRAWN / max(n, 1), _LEAST_FIT_VIEWS, _MOST_FIT_VIEWS))
+        fit_cameras = encoder_cameras(gaussians, num_views=fit_views, size_px=_FIT_PX, seed=_REFIT_SEED)
+    fit_pictures = [render(gaussians, camera, num_threads=threads) for camera in fit_cameras]
     made: dict[tuple[int, int], Gaussians] = {}
 
     def thumbnail(count: int, first: int) -> Gaussians:
@@ -551,11 +560,15 @@ def _level_plan(gaussians: Gaussians, measured: Contributions, cameras: list[Cam
             weights = np.where(ranks < first, _SHARE_OF_FIRST[gaussians.sh_degree > 0], 1.0) * measured.sum_weight
             merged = thumbnail_of(gaussians, weights, count)
             merged = scaled(merged, *best_look(merged, look_cameras, originals, shrink=True))
-            if fit_views:
-                weights = contributions(merged, fit_views.cameras).sum_weight2 / len(fit_views.cameras)
-                sh0, _ = refit_colors(merged, fit_views, weights, iterations=_REFIT_STEPS)
-                merged = merged.replaced(sh0=sh0)
-            made[count, first] = merged
+            made[count, first] = fitted(
+                merged,
+                gaussians.selected(ranks < first),
+                fit_cameras,
+                fit_pictures,
+                steps=_FIT_STEPS * (2 if n < _SMALL_SCENE else 1),
+                share_under=_FIT_UNDER[gaussians.sh_degree > 0],
+                num_threads=worker_count(threads),
+            )
         return made[count, first]
 
     return LevelPlan(ranks, thumbnail)
