@@ -58,6 +58,8 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--count", type=int, default=2500, help="Gaussians that are trained")
     parser.add_argument("--key-steps", type=int, default=400)
+    parser.add_argument("--motion-steps", type=int, default=FrameSettings.motion_steps)
+    parser.add_argument("--tune-steps", type=int, default=FrameSettings.tune_steps)
     parser.add_argument("--ways", nargs="+", default=["independent", "warm", "v3"])
     parser.add_argument("--quality", type=float, nargs="+", default=[30.0, 45.0])
     parser.add_argument("--profile", default="motion")
@@ -73,7 +75,9 @@ def main() -> int:
     def pictures(number: int) -> list[Any]:
         return [(camera, torch.from_numpy(render(truth[number], camera).rgb.copy())) for camera in cameras]
 
-    settings = FrameSettings(key_steps=args.key_steps, group=args.frames)
+    settings = FrameSettings(
+        key_steps=args.key_steps, motion_steps=args.motion_steps, tune_steps=args.tune_steps, group=args.frames
+    )
 
     def trained(way: str) -> Iterator[Gaussians]:
         if way == "independent":

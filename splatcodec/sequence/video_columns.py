@@ -20,13 +20,12 @@ from numba import njit
 
 from ..bitstream.container import read_varint, write_varint
 from ..entropy.bits import finish_bits, read_bits, write_bits
-from ..entropy.rans import pack_interval, rans_encode, start_decoding
+from ..entropy.rans import PROB_BITS, PROB_SCALE, RANS_LOW, pack_interval, rans_encode, start_decoding
 from ..entropy.tables import (
     ALPHABET,
     build_tables,
     cluster_contexts,
     decode_tables,
-    decode_token,
     encode_tables,
     quantize_weights,
     token_bits,
@@ -185,25 +184,119 @@ def _emit(contexts, residuals, table_of, freq, start, intervals, count, raw, at)
 
 
 @njit(cache=True, nogil=True)
+def _row_sums(planes, p, y, width, references, coefficients, sums):
+    """What the row above and other planes say of row y of plane p, times their coefficients.
+
+    All are whole numbers below 2^53, so float64, of which vector units multiply more at once, has no rounding. The cell
+    on the left, which is not decoded yet, is left out but in the first column, where others stand for it.
+    """
+    own, first, above = planes[p], y * width, (y - 1) * width
+    m = min(width, planes.shape[1] - first)
+    for x in range(m):
+        sums[x] = float((1 << (_COEFFICIENT_BITS - 1)) + coefficients[len(coefficients) - 1])
+    for k in range(len(references)):
+        r = planes[references[k]]
+        at = 4 + 3 * k
+        here, left, over = float(coefficients[at]), float(coefficients[at + 1]), float(coefficients[at + 2])
+        if y > 0:
+            sums[0] += here * r[first] + (left + over) * r[above]
+            for x in range(1, m):
+                sums[x] += here * r[first + x] + left * r[first + x - 1] + over * r[above + x]
+        else:
+            sums[0] += here * r[first]
+            for x in range(1, m):
+                sums[x] += here * r[first + x] + (left + over) * r[first + x - 1]
+    if y == 0:
+        return
+    w, n = float(coefficients[0]), float(coefficients[1])
+    nw, ne = float(coefficients[2]), float(coefficients[3])
+    last = width - 1  # nothing is above it on the right
+    sums[0] += (w + n + nw) * own[above] + ne * own[above + (1 if last else 0)]
+    for x in range(1, min(m, last)):
+        sums[x] += n * own[above + x] + nw * own[above + x - 1] + ne * own[above + x + 1]
+    if 0 < last < m:
+        sums[last] += (n + ne) * own[above + last] + nw * own[above + last - 1]
+
+
+@njit(cache=True, nogil=True)
+def _row_contexts(planes, sizes, p, y, width, steps, shift, exponents, near, small):
+    """Of row y of plane p the exponents, what the row above adds to contexts, and what the plane before says.
+
+    `near` lacks the cell on the left but in the first column.
+    """
+    first, above = y * width, (y - 1) * width
+    m = min(width, planes.shape[1] - first)
+    now, before = sizes[p & 1], sizes[(p & 1) ^ 1]
+    for x in range(m):
+        e = np.int32(shift)
+        if steps >= 0:
+            e = np.int32(min(shift + min(max(planes[steps, first + x], 0), MAX_EXPONENT), MAX_EXPONENT))
+        exponents[x] = e
+        size = before[first + x] >> e
+        small[x] = (1 if size > 0 else 0) + (1 if size > 1 else 0) + (1 if size > 5 else 0)
+    if y == 0:
+        near[:m] = 0
+        return
+    for x in range(m):
+        near[x] = 2 * now[above + x] + now[above + min(x + 1, width - 1)]
+    near[0] += 2 * now[above]
+
+
+@njit(cache=True, nogil=True)
 def _decode_plane(
-    planes, p, width, references, coefficients, steps, shift, sizes, table_of, lookup, freq, start, states, words,
-    cursor, raw, bit,
+    planes, p, width, references, coefficients, steps, shift, sizes, levels, table_of, lookup, freq, start, states,
+    words, cursor, raw, bit,
 ):  # fmt: skip
-    features = np.zeros(_FEATURES, np.int64)
-    for at in range(planes.shape[1]):
-        x, y = at % width, at // width
-        e = min(shift + min(max(planes[steps, at], 0), MAX_EXPONENT), MAX_EXPONENT) if steps >= 0 else shift
-        n = _features(planes, p, at, x, y, width, references, features)
-        prediction = _predict(coefficients, features, n)
-        token = decode_token(
-            lookup, freq, start, table_of[_context(sizes, p, at, x, y, width, e)], states, words, cursor
+    """Plane p, in place; returns the raw bits used."""
+    own, now = planes[p], sizes[p & 1]
+    count, num_words, mask = planes.shape[1], len(words), len(states) - 1
+    sums = np.empty(width, np.float64)
+    exponents, near, small = np.empty(width, np.int32), np.empty(width, np.int32), np.empty(width, np.int32)
+    position, symbol, short = cursor[0], cursor[1], cursor[2]
+    limit = np.int64(_LIMIT)
+    for y in range((count + width - 1) // width):
+        first = y * width
+        _row_sums(planes, p, y, width, references, coefficients, sums)
+        _row_contexts(planes, sizes, p, y, width, steps, shift, exponents, near, small)
+        # In the first row the cell on the left stands for those above.
+        weight = np.int64(
+            coefficients[0] if y else coefficients[0] + coefficients[1] + coefficients[2] + coefficients[3]
         )
-        bits = token_bits(token)
-        r = value_of(token, np.int64(read_bits(raw, bit, bits)))
-        bit += bits
-        r = min(max(r, -(_LIMIT >> e)), _LIMIT >> e)
-        sizes[p & 1, at] = abs(r) << e
-        planes[p, at] = min(max(prediction + (r << e), -2 * _LIMIT), 2 * _LIMIT)
+        factor = 2 if y else 5
+        left, size = np.int64(0), np.int64(0)
+        for x in range(min(width, count - first)):
+            e = np.int64(exponents[x])
+            prediction = (np.int64(sums[x]) + weight * left) >> np.int64(_COEFFICIENT_BITS)
+            prediction = min(max(prediction, -limit), limit)
+            around = (np.int64(near[x]) + factor * size) >> e
+            table = table_of[4 * levels[min(around, 255)] + small[x]]
+            s = symbol & mask
+            state = states[s]
+            slot = state & np.uint64(PROB_SCALE - 1)
+            token = np.int64(lookup[table, slot])
+            state = (
+                np.uint64(freq[table, token]) * (state >> np.uint64(PROB_BITS)) + slot - np.uint64(start[table, token])
+            )
+            if position < num_words:
+                # No branch: whether a word is needed is a coin toss to the processor.
+                need = np.uint64(state < np.uint64(RANS_LOW))
+                state = (state << (need << np.uint64(4))) | (np.uint64(words[position]) * need)
+                position += np.int64(need)
+            elif state < np.uint64(RANS_LOW):
+                state = np.uint64(RANS_LOW)
+                short = np.int64(1)
+                position += 1
+            states[s] = state
+            symbol += 1
+            bits = np.int64(token_bits(token))
+            r = value_of(token, np.int64(read_bits(raw, bit, bits)) if bits else np.int64(0))
+            bit += bits
+            r = min(max(r, -(_LIMIT >> e)), _LIMIT >> e)
+            size = abs(r) << e
+            left = min(max(prediction + (r << e), -2 * limit), 2 * limit)
+            now[first + x] = size
+            own[first + x] = left
+    cursor[0], cursor[1], cursor[2] = position, symbol, short
     return bit
 
 
@@ -335,8 +428,8 @@ class _Head:
         return value >> 1 if not value & 1 else -(value >> 1) - 1
 
 
-def decode_columns(buffer: bytes | memoryview, num_planes: int, count: int, width: int) -> npt.NDArray[np.int64]:
-    """Inverse of `encode_columns`: (P, N) int64.
+def decode_columns(buffer: bytes | memoryview, num_planes: int, count: int, width: int) -> npt.NDArray[np.int32]:
+    """Inverse of `encode_columns`: (P, N) int32.
 
     The caller has checked that P * N values may be allocated.
 
@@ -382,18 +475,19 @@ def decode_columns(buffer: bytes | memoryview, num_planes: int, count: int, widt
             filled += length
     if head.at != len(head.buffer):
         raise FormatError("bytes are left over in the head of a set of planes", offset=head.at)
-    planes = np.zeros((num_planes, count), np.int64)
+    planes = np.zeros((num_planes, count), np.int32)
     if not planes.size:
         return planes
     tables = decode_tables(parts[1], num_tables)
     state = start_decoding(parts[2], _STATES)
     raw = np.frombuffer(parts[3], np.uint8)
-    sizes = np.zeros((2, count), np.int64)
+    sizes = np.zeros((2, count), np.int32)
+    levels = np.array([_level(size) for size in range(256)], np.uint8)  # larger ones are all of level 15
     bit = 0
     for p, (references, shift, steps, coefficients) in enumerate(plans):
         bit = _decode_plane(
-            planes, p, width, references, coefficients, steps, shift, sizes, maps[p], tables.lookup, tables.freq,
-            tables.start, state.states, state.words, state.cursor, raw, bit,
+            planes, p, width, references, coefficients, steps, shift, sizes, levels, maps[p], tables.lookup,
+            tables.freq, tables.start, state.states, state.words, state.cursor, raw, bit,
         )  # fmt: skip
         if state.cursor[2] or bit > 8 * len(raw):
             raise TruncatedError(f"plane {p} ends early")

@@ -31,7 +31,7 @@ from ..errors import ChecksumError, FormatError, LimitExceededError, ParameterEr
 from ..limits import DEFAULT_LIMITS, Limits
 from ..render.kernel import kernel
 from .video_columns import MAX_EXPONENT, MAX_VALUES_A_BYTE, ColumnPlan, decode_columns, encode_columns
-from .video_stream import CODECS, MAX_SAMPLES, MAX_SIDE, VideoStream, decode_video, encode_video
+from .video_stream import CODECS, MAX_SAMPLES, MAX_SIDE, Pixels, VideoStream, decode_video, encode_video
 
 __all__ = [
     "MAX_FRAMES",
@@ -64,6 +64,8 @@ _FINEST_QP, _COARSEST_QP = 8, 36
 _MOST_NOISE = 0.25
 
 Integers = npt.NDArray[np.int64]
+_BLANK = np.zeros((1, 1), np.uint8)
+_NO_FUNCTIONS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -510,27 +512,43 @@ class _Prepared:
 
 
 @kernel
-def _combine(out, still, functions, coefficients, luma, width, multiplier, low, high):
-    """Values of a plane in one frame.
+def _combine(out, first, still, functions, coefficients, luma, width, multiplier, low, high):
+    """Values of some rows of a plane in one frame.
+
+    Sums of functions are whole numbers below 2^53: float64, of which vector units multiply more at once, is exact.
 
     Args:
-        out: (N,) int32. still: (N,) int32 or empty (128). functions: (K,) int64. coefficients: (K, N) int32.
+        out: (M,) int32. first: the cell that is out[0], at the start of a row.
+        still: (N,) int32 or empty (128). functions: (K,) int64. coefficients: (K, N) int32.
         luma: the tile's pixels or empty. width: of a row of the grid.
     """
-    count = len(out)
-    for first in range(0, count, width):
-        last = min(first + width, count)
-        y = first // width
-        for i in range(first, last):
-            v = np.int64(still[i]) if len(still) else np.int64(128)
+    sums = np.empty(width, np.float64)
+    for at in range(first, first + len(out), width):
+        m = min(first + len(out) - at, width)
+        to = at - first
+        if len(still):
+            for x in range(m):
+                out[to + x] = still[at + x]
+        else:
+            out[to : to + m] = 128
+        if len(functions):
+            sums[:m] = float(1 << (_FUNCTION_BITS - 1))
+            for k in range(0, len(functions), 4):  # four at a time: sums are read and written less often
+                there = min(len(functions) - k, 4)
+                f0, c0 = float(functions[k]), coefficients[k, at : at + m]
+                f1, c1 = (float(functions[k + 1]), coefficients[k + 1, at : at + m]) if there > 1 else (0.0, c0)
+                f2, c2 = (float(functions[k + 2]), coefficients[k + 2, at : at + m]) if there > 2 else (0.0, c0)
+                f3, c3 = (float(functions[k + 3]), coefficients[k + 3, at : at + m]) if there > 3 else (0.0, c0)
+                for x in range(m):
+                    sums[x] += f0 * c0[x] + f1 * c1[x] + f2 * c2[x] + f3 * c3[x]
+        y = at // width
+        for x in range(m):
+            v = np.int64(out[to + x])
             if len(functions):
-                total = np.int64(1 << (_FUNCTION_BITS - 1))
-                for k in range(len(functions)):
-                    total += functions[k] * coefficients[k, i]
-                v += total >> np.int64(_FUNCTION_BITS)
+                v += np.int64(sums[x]) >> np.int64(_FUNCTION_BITS)
             if multiplier:
-                v += multiplier * (np.int64(luma[y, i - first]) - 128)
-            out[i] = min(max(v, low), high)
+                v += multiplier * (np.int64(luma[y, x]) - 128)
+            out[to + x] = min(max(v, low), high)
 
 
 class _Cursor:
@@ -625,13 +643,15 @@ class GroupReader:
             raise FormatError("stills are announced and missing, or the other way round")
         values = np.zeros((0 if self._columns else total, self.count if self._columns else 0), np.int32)
         if total and self._columns:
-            values = decode_columns(column_bytes, total, self.count, self.width).astype(np.int32)
+            values = decode_columns(column_bytes, total, self.count, self.width)
         starts = np.cumsum([0, *columns])
         self._stills, self._coefficients = [], []
         none = np.zeros(0, np.int32)
         for plane, start, stop in zip(self.planes, starts[:-1], starts[1:]):
             self._stills.append(values[start] if plane.still else none)
             self._coefficients.append(values[start + plane.still : stop])
+        tiled = np.array([plane.multiplier > 0 for plane in self.planes])
+        self._tiles = [int(tile) for tile in np.cumsum(tiled) - 1]  # of planes that have one
         self._read_video(cursor)
         if cursor.at != cursor.end:
             raise FormatError(f"{cursor.end - cursor.at} bytes are left over behind the group")
@@ -677,6 +697,36 @@ class GroupReader:
         keys = [True] + [False] * (self.num_frames - 1)
         self.stream = VideoStream(names[codec], name.decode(), width, height, description, packets, keys)
 
+    def rests(self, k: int) -> bool:
+        """Whether plane k is the same in all frames."""
+        return not self.planes[k].multiplier and self.planes[k].functions < 0
+
+    def pictures(self, *, num_threads: int = 2, limits: Limits = DEFAULT_LIMITS) -> Iterator[Pixels]:
+        """For each frame the picture that `fill` takes, good until the next is asked for.
+
+        Raises:
+            FormatError: the video is damaged.
+        """
+        if self.stream is None:
+            for _ in range(self.num_frames):
+                yield _BLANK
+            return
+        pictures = decode_video(self.stream, num_threads=num_threads, limits=limits)
+        for _ in range(self.num_frames):
+            yield next(pictures)
+        for _ in pictures:  # nothing may come, and what follows the last picture is checked
+            raise FormatError("the video has too many pictures")
+
+    def fill(self, k: int, number: int, picture: Pixels, first: int, out: npt.NDArray[np.int32]) -> None:
+        """Values of plane k in frame `number` for len(out) cells from `first`, which begins a row of the grid."""
+        plane = self.planes[k]
+        luma = picture[self._atlas.tile(self._tiles[k])] if plane.multiplier and self._atlas is not None else _BLANK
+        functions = _NO_FUNCTIONS if plane.functions < 0 else self.functions[plane.functions][number]
+        _combine(
+            out, first, self._stills[k], functions, self._coefficients[k], luma, self.width, plane.multiplier,
+            plane.low, plane.high,
+        )  # fmt: skip
+
     def frames(
         self, *, num_threads: int = 2, limits: Limits = DEFAULT_LIMITS
     ) -> Iterator[dict[str, npt.NDArray[np.int32]]]:
@@ -685,35 +735,20 @@ class GroupReader:
         Raises:
             FormatError: the video is damaged.
         """
-        pictures = None if self.stream is None else decode_video(self.stream, num_threads=num_threads, limits=limits)
-        blank = np.zeros((1, 1), np.uint8)
-        no_functions = np.zeros(0, np.int64)
         resting: dict[str, npt.NDArray[np.int32]] = {}
-        for number in range(self.num_frames):
-            picture = blank if pictures is None else next(pictures)
-            out, tile = {}, 0
+        for number, picture in enumerate(self.pictures(num_threads=num_threads, limits=limits)):
+            out = {}
             for k, plane in enumerate(self.planes):
                 if plane.name in resting:
                     out[plane.name] = resting[plane.name]
                     continue
                 values = np.empty(self.count, np.int32)
-                luma = blank
-                if plane.multiplier and self._atlas is not None:
-                    luma = picture[self._atlas.tile(tile)]
-                    tile += 1
-                functions = no_functions if plane.functions < 0 else self.functions[plane.functions][number]
-                _combine(
-                    values, self._stills[k], functions, self._coefficients[k], luma, self.width, plane.multiplier,
-                    plane.low, plane.high,
-                )  # fmt: skip
+                self.fill(k, number, picture, 0, values)
                 values.flags.writeable = False
-                if not plane.multiplier and plane.functions < 0:
+                if self.rests(k):
                     resting[plane.name] = values
                 out[plane.name] = values
             yield out
-        if pictures is not None:
-            for _ in pictures:  # nothing may come, and what follows the last picture is checked
-                raise FormatError("the video has too many pictures")
 
 
 def video_of(payload: bytes | memoryview, limits: Limits = DEFAULT_LIMITS) -> VideoStream | None:

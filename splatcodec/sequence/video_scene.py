@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,9 @@ from ..preprocess.self_organizing_grid import (
 from ..render.camera import encoder_cameras
 from ..render.contribution import Contributions, contributions
 from ..render.cpu import render
-from ..render.kernel import kernel
+from ..render.kernel import kernel, run_threaded
 from .video_planes import GroupReader, PlaneOptions, VideoGroup, VideoOptions, encode_group, encode_group_to_error
+from .video_stream import Pixels
 
 __all__ = [
     "HEAD_BYTES",
@@ -57,6 +59,7 @@ HEAD_BYTES = _HEAD.size
 _VERSION = 1
 _MAX_POSITION = 1 << 22
 _LOGIT_LIMIT = 1e-6
+_PIECES_A_THREAD = 4  # of a frame: what belongs to one stays in a core's cache
 _GEOMETRY, _COLOR, _PLACE, _TURN = "geometry steps", "colour steps", "position steps", "turn steps"
 _ALPHA_LEVELS = 1020
 _ALPHA_SHIFT = 1
@@ -341,14 +344,44 @@ def _planes(
 
 
 @kernel
-def _quats(parameters, out):
-    """Unit quaternions (N, 4) of modified Rodrigues parameters (3, N)."""
+def _floats(values, origin, unit, out):
+    """origin (K,) + unit * values (K, N), to (N, K) float32."""
+    for k in range(len(values)):
+        for i in range(len(out)):
+            out[i, k] = np.float32(origin[k] + values[k, i] * unit)
+
+
+@kernel
+def _quats(values, unit, out):
+    """Unit quaternions (N, 4) of modified Rodrigues parameters, unit * values (3, N)."""
     for i in range(len(out)):
-        x, y, z = parameters[0, i], parameters[1, i], parameters[2, i]
+        x, y, z = values[0, i] * unit, values[1, i] * unit, values[2, i] * unit
         square = x * x + y * y + z * z
         scale = 2.0 / (1.0 + square)
         out[i, 0] = (1.0 - square) / (1.0 + square)
         out[i, 1], out[i, 2], out[i, 3] = scale * x, scale * y, scale * z
+
+
+def _logits(values: npt.NDArray[np.int32], unit: float) -> npt.NDArray[np.float32]:
+    alphas = np.clip(values * unit, _LOGIT_LIMIT, 1.0 - _LOGIT_LIMIT)
+    return np.log(alphas / (1.0 - alphas)).astype(np.float32)
+
+
+@dataclass
+class _Part:
+    """An array of Gaussians.
+
+    Attributes:
+        planes: numbers of its planes. columns: of the array.
+        convert: called with (P, N) values of the planes and (N, columns) of the array.
+        rests: whether it is the same in all frames. known: its values then, after the first.
+    """
+
+    planes: list[int]
+    columns: int
+    convert: Callable[..., None]
+    rests: bool
+    known: npt.NDArray[np.float32] | None = None
 
 
 class SceneGroupReader:
@@ -395,30 +428,80 @@ class SceneGroupReader:
         rest = num_sh_coefficients(self.sh_degree) - 1
         return names + [f"harmonic {basis} {k}" for basis in range(rest) for k in range(3)]
 
+    def _parts(self) -> list[_Part]:
+        """Of the arrays of Gaussians, in order."""
+        unit, scale_unit, turn_unit, alpha_unit, color_unit, sh_unit = self._units
+        rest = num_sh_coefficients(self.sh_degree) - 1
+        origin, zeros = np.array(self._origin, np.float64), np.zeros(3 * max(rest, 1))
+        number_of = {name: k for k, name in enumerate(self.planes.names)}
+        alpha = self.planes.planes[number_of["alpha"]]
+        low, logits = alpha.low, None
+        if alpha.high - alpha.low < 1 << 16:  # as a rule there are 1,021: no logarithm for each Gaussian
+            logits = _logits(np.arange(alpha.low, alpha.high + 1, dtype=np.int32), alpha_unit)
+
+        def opacities(values: npt.NDArray[np.int32], out: npt.NDArray[np.float32]) -> None:
+            out[:, 0] = _logits(values[0], alpha_unit) if logits is None else logits[values[0] - low]
+
+        def part(names: Sequence[str], columns: int, convert: Callable[..., None]) -> _Part:
+            numbers = [number_of[name] for name in names]
+            return _Part(numbers, columns, convert, all(map(self.planes.rests, numbers)))
+
+        harmonics = [f"harmonic {basis} {k}" for basis in range(rest) for k in range(3)]
+        return [
+            part([f"position {k}" for k in range(3)], 3, lambda values, out: _floats(values, origin, unit, out)),
+            part([f"turn {k}" for k in range(3)], 4, lambda values, out: _quats(values, turn_unit, out)),
+            part([f"scale {k}" for k in range(3)], 3, lambda values, out: _floats(values, zeros, scale_unit, out)),
+            part(["alpha"], 1, opacities),
+            part([f"colour {k}" for k in range(3)], 3, lambda values, out: _floats(values, zeros, color_unit, out)),
+            part(harmonics, 3 * rest, lambda values, out: _floats(values, zeros, sh_unit, out)),
+        ]
+
+    def _fill(
+        self,
+        parts: Sequence[_Part],
+        number: int,
+        picture: Pixels,
+        arrays: Sequence[npt.NDArray[np.float32]],
+        first: int,
+        last: int,
+    ) -> None:
+        """Gaussians first .. last - 1 of a frame."""
+        for part, array in zip(parts, arrays):
+            if part.known is not None:
+                array[first:last] = part.known[first:last]
+                continue
+            values = np.empty((len(part.planes), last - first), np.int32)
+            for k, row in zip(part.planes, values):
+                self.planes.fill(k, number, picture, first, row)
+            part.convert(values, array[first:last])
+
     def frames(self, *, num_threads: int = 2) -> Iterator[Gaussians]:
         """The frames in order.
 
         Raises:
             FormatError: the video is damaged.
         """
-        unit, scale_unit, turn_unit, alpha_unit, color_unit, sh_unit = self._units
-        rest = num_sh_coefficients(self.sh_degree) - 1
-        for planes in self.planes.frames(num_threads=num_threads, limits=self._limits):
-            means = np.stack([self._origin[k] + planes[f"position {k}"] * unit for k in range(3)], 1)
-            quats = np.empty((self.num_gaussians, 4), np.float32)
-            _quats(np.stack([planes[f"turn {k}"] * turn_unit for k in range(3)]), quats)
-            alphas = np.clip(planes["alpha"] * alpha_unit, _LOGIT_LIMIT, 1.0 - _LOGIT_LIMIT)
-            shN = np.empty((self.num_gaussians, rest, 3), np.float32)
-            for basis in range(rest):
-                for k in range(3):
-                    shN[:, basis, k] = planes[f"harmonic {basis} {k}"] * sh_unit
+        count, width = self.num_gaussians, self.planes.width
+        parts = self._parts()
+        num_pieces = _PIECES_A_THREAD * max(num_threads, 1)
+        rows = np.unique(np.linspace(0, -(-count // width), num_pieces + 1).astype(np.int64))
+        bounds = [min(int(row) * width, count) for row in rows]
+        pictures = self.planes.pictures(num_threads=num_threads, limits=self._limits)
+        for number, picture in enumerate(pictures):
+            arrays = [np.empty((count, part.columns), np.float32) for part in parts]
+            pieces = [(parts, number, picture, arrays, *piece) for piece in pairwise(bounds)]
+            run_threaded(self._fill, pieces, num_threads)
+            if not number:
+                for part, array in zip(parts, arrays):
+                    part.known = array.copy() if part.rests else None
+            means, quats, scales, opacities, sh0, shN = arrays
             yield Gaussians(
-                means=means.astype(np.float32),
+                means=means,
                 quats=quats,
-                scales=np.stack([planes[f"scale {k}"] * scale_unit for k in range(3)], 1).astype(np.float32),
-                opacities=np.log(alphas / (1.0 - alphas)).astype(np.float32),
-                sh0=np.stack([planes[f"colour {k}"] * color_unit for k in range(3)], 1)[:, None].astype(np.float32),
-                shN=shN,
+                scales=scales,
+                opacities=opacities[:, 0],
+                sh0=sh0[:, None],
+                shN=shN.reshape(count, shN.shape[1] // 3, 3),
                 metadata=self._metadata,
             )
 
