@@ -64,16 +64,19 @@ def encode_bit(models, index, bit, intervals, count):
 @njit(cache=True)
 def decode_bit(models, index, states, words, cursor):
     """Decode one bit under model `index`."""
-    model = models[index]
-    p = _probability(model)
+    at = np.uint64(index)
+    value, n = np.int64(models[at, 0]), np.int64(models[at, 1])
+    p = np.int64(min(max(value >> 4, np.int64(1)), np.int64(PROB_SCALE - 1)))
     slot = decode_slot(states, cursor)
-    if slot < np.uint64(p):
+    bit = np.int64(slot < np.uint64(p))
+    if bit:
         decode_advance(states, words, cursor, slot, p, 0)
-        _update(model, 1)
-        return 1
-    decode_advance(states, words, cursor, slot, PROB_SCALE - p, p)
-    _update(model, 0)
-    return 0
+    else:
+        decode_advance(states, words, cursor, slot, PROB_SCALE - p, p)
+    target = np.int64(65535) if bit else np.int64(0)
+    models[at, 0] = np.int32(value + (((target - value) * np.int64(STEPS[n])) >> np.int64(15)))
+    models[at, 1] = np.int32(min(n + 1, np.int64(RATE_LIMIT)))
+    return bit
 
 
 @njit(cache=True)

@@ -7,15 +7,28 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from ..errors import FormatError
 from .adaptive import GAMMA_MODELS, decode_gamma, encode_gamma, new_models
 from .rans import rans_encode, start_decoding
 
-__all__ = ["IntegerReader", "IntegerWriter"]
+__all__ = ["MAX_INTEGER", "IntegerReader", "IntegerWriter"]
 
 NUM_KINDS = 16
-_LIMIT = 1 << 29
+MAX_INTEGER = 1 << 29  # all are smaller in size
+
+
+@njit(cache=True, nogil=True)
+def _decode_list(models, base, low, high, states, words, cursor, values):
+    """Fill `values`; returns whether all are in [low, high] and the stream is whole."""
+    for k in range(len(values)):
+        zigzag = decode_gamma(models, base, states, words, cursor)
+        value = -((zigzag + 1) >> 1) if zigzag & 1 else zigzag >> 1
+        if zigzag < 0 or cursor[2] or value < low or value > high:
+            return False
+        values[k] = value
+    return True
 
 
 class IntegerWriter:
@@ -28,7 +41,7 @@ class IntegerWriter:
     def add(self, kind: int, *values: int) -> None:
         """Append signed integers, |value| < 2**29."""
         for value in values:
-            assert abs(int(value)) < _LIMIT
+            assert abs(int(value)) < MAX_INTEGER
             self._kinds.append(kind)
             self._values.append(int(value))
 
@@ -50,7 +63,7 @@ class IntegerReader:
         self._state = start_decoding(buffer, 1)
         self._models = new_models(NUM_KINDS * GAMMA_MODELS)
 
-    def get(self, kind: int, low: int = -_LIMIT, high: int = _LIMIT, what: str = "parameter") -> int:
+    def get(self, kind: int, low: int = -MAX_INTEGER, high: int = MAX_INTEGER, what: str = "parameter") -> int:
         """The next integer.
 
         Raises:
@@ -65,7 +78,13 @@ class IntegerReader:
 
     def array(self, kind: int, count: int, low: int, high: int, what: str) -> npt.NDArray[np.int64]:
         """The next `count` integers."""
-        return np.array([self.get(kind, low, high, what) for _ in range(count)], np.int64)
+        values = np.empty(count, np.int64)
+        state = self._state
+        if not _decode_list(
+            self._models, kind * GAMMA_MODELS, low, high, state.states, state.words, state.cursor, values
+        ):
+            raise FormatError(f"{what} is out of range", field=what)
+        return values
 
     def finish(self) -> None:
         """Check that nothing is left."""

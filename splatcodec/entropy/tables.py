@@ -99,9 +99,8 @@ class TableSet:
         """Derive `start` and `lookup` from rows that sum to 4096."""
         freq = np.ascontiguousarray(freq, np.uint16)
         start = (np.cumsum(freq, axis=1, dtype=np.int64) - freq).astype(np.uint16)
-        lookup = np.empty((len(freq), PROB_SCALE), np.uint8)
-        for t in range(len(freq)):
-            lookup[t] = np.repeat(np.arange(ALPHABET, dtype=np.uint8), freq[t])
+        tokens = np.tile(np.arange(ALPHABET, dtype=np.uint8), len(freq))
+        lookup = np.repeat(tokens, freq.ravel()).reshape(len(freq), PROB_SCALE)
         intervals = freq.astype(np.uint32) << np.uint32(16) | start
         return cls(freq, start, lookup, np.ascontiguousarray(lookup[:, :: 1 << BUCKET_BITS]), intervals)
 
@@ -128,19 +127,20 @@ def quantize_weights(histogram: npt.NDArray[np.float64]) -> npt.NDArray[np.int64
 
 
 def normalize_weights(weights: npt.NDArray[np.int64]) -> npt.NDArray[np.uint16]:
-    """(ALPHABET,) frequencies that sum to 4096, as SPEC.md section "Tables" defines them.
+    """Frequencies that sum to 4096 of (..., ALPHABET) weights, as SPEC.md section "Tables" defines them.
 
     Raises:
-        FormatError: all weights are 0, or the largest cannot absorb the rounding.
+        FormatError: all weights of a table are 0, or its largest cannot absorb the rounding.
     """
-    total = int(weights.sum())
-    if total <= 0:
+    total = weights.sum(-1, keepdims=True)
+    if (total <= 0).any():
         raise FormatError("a table has no tokens")
     freq = np.where(weights > 0, np.maximum(1, weights * PROB_SCALE // total), 0)
-    largest = int(np.argmax(weights))
-    freq[largest] += PROB_SCALE - int(freq.sum())
-    if freq[largest] < 1:
+    largest = np.argmax(weights, axis=-1)[..., None]
+    left = PROB_SCALE - freq.sum(-1, keepdims=True) + np.take_along_axis(freq, largest, -1)
+    if (left < 1).any():
         raise FormatError("a table's weights cannot be normalised")
+    np.put_along_axis(freq, largest, left, -1)
     return freq.astype(np.uint16)
 
 
@@ -238,7 +238,7 @@ def build_tables(weights: npt.NDArray[np.int64]) -> TableSet:
     """The tables that a decoder makes of (T, ALPHABET) stored weights."""
     if len(weights) == 0:
         return TableSet.from_freq(np.zeros((0, ALPHABET), np.uint16))
-    return TableSet.from_freq(np.stack([normalize_weights(row) for row in weights]))
+    return TableSet.from_freq(normalize_weights(weights))
 
 
 @njit(cache=True)

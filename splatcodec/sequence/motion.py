@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..entropy.adaptive import new_models
-from ..entropy.integers import IntegerReader, IntegerWriter
+from ..entropy.integers import MAX_INTEGER, IntegerReader, IntegerWriter
 from ..entropy.rans import rans_encode, start_decoding
 from ..entropy.tables import TableSet, build_tables, decode_tables, encode_tables
 from ..errors import FormatError, TruncatedError
@@ -152,20 +152,14 @@ class MotionParameters:
         if length > len(buffer) - _FIXED.size:
             raise TruncatedError("the parameters of the motion are cut off", offset=28)
         reader = IntegerReader(memoryview(buffer)[_FIXED.size : _FIXED.size + length])
-        shapes = [
-            np.array([_sums(reader, _K_SHAPE, num_frames, 0, _MAX_SHAPE, "shape") for _ in range(n)], np.int64)
-            .reshape(n, num_frames)
-            for n in counts
-        ]  # fmt: skip
+        shapes = [_sums(reader, _K_SHAPE, int(n), num_frames, 0, _MAX_SHAPE, "shape") for n in counts]
         pivots = np.zeros((nodes, 3), np.int64)
         turns, shifts = np.zeros((nodes, 4, num_frames), np.int64), np.zeros((nodes, 3, num_frames), np.int64)
         for k in range(nodes):
             pivots[k] = reader.array(_K_PIVOT, 3, -_MAX_SHIFT, _MAX_SHIFT, "pivot")
-            for axis in range(4):
-                start = 65536 if axis == 0 else 0
-                turns[k, axis] = _sums(reader, _K_TURN, num_frames, start, _MAX_TURN, "turn of a node")
-            for axis in range(3):
-                shifts[k, axis] = _sums(reader, _K_SHIFT, num_frames, 0, _MAX_SHIFT, "shift of a node")
+            turns[k, :1] = _sums(reader, _K_TURN, 1, num_frames, 65536, _MAX_TURN, "turn of a node")
+            turns[k, 1:] = _sums(reader, _K_TURN, 3, num_frames, 0, _MAX_TURN, "turn of a node")
+            shifts[k] = _sums(reader, _K_SHIFT, 3, num_frames, 0, _MAX_SHIFT, "shift of a node")
         if nodes and not turns.any(axis=1).all():
             raise FormatError("a node has a quaternion of zeros", field="turn of a node")
         total = sum(counts)
@@ -186,16 +180,12 @@ def _second_differences(values: Ints, start: int) -> Ints:
     return np.diff(np.concatenate([[start, start], values]), n=2)
 
 
-def _sums(reader: IntegerReader, kind: int, count: int, start: int, limit: int, what: str) -> list[int]:
-    """The inverse of `_second_differences`, each value held to be at most `limit` in size."""
-    before, last = start, start
-    values = []
-    for _ in range(count):
-        value = reader.get(kind, what=what) + 2 * last - before
-        if abs(value) > limit:
-            raise FormatError(f"{what} is out of range", field=what)
-        before, last = last, value
-        values.append(value)
+def _sums(reader: IntegerReader, kind: int, rows: int, count: int, start: int, limit: int, what: str) -> Ints:
+    """The inverse of `_second_differences` for some rows of `count`, each value held to be at most `limit` in size."""
+    differences = reader.array(kind, rows * count, -MAX_INTEGER, MAX_INTEGER, what).reshape(rows, count)
+    values = start + np.cumsum(np.cumsum(differences, axis=1), axis=1)
+    if values.size and int(np.abs(values).max()) > limit:
+        raise FormatError(f"{what} is out of range", field=what)
     return values
 
 
@@ -327,8 +317,8 @@ def decode_trajectories(
     tables = parameters.table_set()
     position = decode_motion(
         parameters.num_frames, len(parameters.pivots), parameters.has_events, parameters.counts,
-        parameters.components, parameters.columns, parameters.weights, parameters.maps, tables.lookup, tables.freq,
-        tables.start, neighbors, exponents, motion.nodes, motion.masks, motion.births, motion.deaths,
+        parameters.components, parameters.columns, parameters.weights, parameters.maps, tables.buckets,
+        tables.intervals, neighbors, exponents, motion.nodes, motion.masks, motion.births, motion.deaths,
         motion.coefficients, motion.event_starts, motion.event_frames, motion.event_tracks, motion.event_deltas,
         new_models(MODELS), state.states, state.words, state.cursor, raw,
     )  # fmt: skip

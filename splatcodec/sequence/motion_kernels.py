@@ -11,8 +11,8 @@ from numba import njit
 
 from ..entropy.adaptive import decode_bit, decode_gamma, encode_bit, encode_gamma
 from ..entropy.bits import read_bits, write_bits
-from ..entropy.rans import PROB_BITS, pack_interval
-from ..entropy.tables import decode_token, token_bits, token_of, value_of
+from ..entropy.rans import PROB_BITS, PROB_SCALE, RANS_LOW, pack_interval
+from ..entropy.tables import BUCKET_BITS, token_bits, token_of, value_of
 from ..stages.streams import magnitude_level
 from ..stages.transform import exp2_fixed
 
@@ -58,6 +58,12 @@ def _counted(i, track, neighbors, masks, nodes, near):
                 near[count] = j
                 count += 1
     return count
+
+
+@njit(cache=True, inline="always")
+def _share(total, count):
+    """total // count for a count of 1 to 4, without dividing."""
+    return total >> (count >> 1) if count != 3 else total // 3
 
 
 @njit(cache=True, inline="always")
@@ -236,7 +242,7 @@ def emit_motion(
 
 @njit(cache=True, nogil=True)
 def decode_motion(
-    frames, num_nodes, has_events, counts, components, columns, weights, maps, lookup, freq, start, neighbors,
+    frames, num_nodes, has_events, counts, components, columns, weights, maps, buckets, intervals, neighbors,
     exponents, nodes, masks, births, deaths, values, event_starts, event_frames, event_tracks, event_deltas, models,
     states, words, cursor, raw,
 ):  # fmt: skip
@@ -246,6 +252,7 @@ def decode_motion(
     partial, eventful = np.zeros(n, np.uint8), np.zeros(n, np.uint8)
     magnitudes = np.zeros(values.shape, np.int32)
     position, events = np.int64(0), np.int64(0)
+    mask_of_states = len(states) - 1
     for i in range(n):
         if num_nodes > 0:
             agree, likely = 0, 0
@@ -305,22 +312,61 @@ def decode_motion(
                         event_deltas[events, c] = value
                     events += 1
         stream = 0
+        word, symbol = cursor[0], cursor[1]
         for track in range(TRACKS):
             if not (mask >> track) & 1:
                 stream += counts[track]
                 continue
             e = np.int64(exponents[i, track])
             neighbours = _counted(i, track, neighbors, masks, nodes, near)
+            first, second, third, fourth = near[0], near[1], near[2], near[3]  # as many as there are count
             before, older = np.int64(0), np.int64(0)
-            for j in range(counts[track]):
-                for c in range(components[track]):
-                    column = columns[track] + j * components[track] + c
-                    p = _prediction(near, neighbours, column, weights[stream], values)
-                    level = _near_level(near, neighbours, column, e, magnitudes)
-                    table = maps[stream, (level << 2) + _own_level(before + older)]
-                    token = decode_token(lookup, freq, start, table, states, words, cursor)
-                    bits = token_bits(token)
+            column = columns[track]
+            for _ in range(counts[track]):
+                weight, of_cell = weights[stream], maps[stream]
+                for _ in range(components[track]):
+                    p, level = np.int64(0), np.int64(_NONE_NEAR)
+                    if neighbours:
+                        p = np.int64(values[first, column])
+                        level = np.int64(magnitudes[first, column])
+                        if neighbours > 1:
+                            p += values[second, column]
+                            level += magnitudes[second, column]
+                        if neighbours > 2:
+                            p += values[third, column]
+                            level += magnitudes[third, column]
+                        if neighbours > 3:
+                            p += values[fourth, column]
+                            level += magnitudes[fourth, column]
+                        p = (weight * _share(p, neighbours) + 2048) >> 12
+                        level = magnitude_level(_share(level << 2, neighbours) >> e, _NONE_NEAR)
+                    table = of_cell[(level << 2) + _own_level(before + older)]
+                    lane = symbol & mask_of_states
+                    state = states[lane]
+                    slot = state & np.uint64(PROB_SCALE - 1)
+                    token = np.int64(buckets[table, slot >> np.uint64(BUCKET_BITS)])
+                    interval = np.uint64(intervals[table, token])
+                    while slot >= (interval >> np.uint64(16)) + (interval & np.uint64(0xFFFF)):
+                        token += 1
+                        interval = np.uint64(intervals[table, token])
+                    state = (
+                        (interval >> np.uint64(16)) * (state >> np.uint64(PROB_BITS))
+                        + slot
+                        - (interval & np.uint64(0xFFFF))
+                    )
+                    if word < len(words):
+                        # No branch: whether a word is needed is a coin toss to the processor.
+                        need = np.uint64(state < np.uint64(RANS_LOW))
+                        state = (state << (need << np.uint64(4))) | (np.uint64(words[word]) * need)
+                        word += np.int64(need)
+                    elif state < np.uint64(RANS_LOW):
+                        state = np.uint64(RANS_LOW)
+                        cursor[2] = 1
+                        word += 1
+                    states[lane] = state
+                    symbol += 1
                     rest = np.int64(0)
+                    bits = np.int64(token_bits(token))
                     if bits:
                         rest = np.int64(read_bits(raw, position, bits))
                         position += bits
@@ -328,7 +374,9 @@ def decode_motion(
                     values[i, column] = min(max(p + (r << e), -_LIMIT), _LIMIT)
                     magnitudes[i, column] = min(abs(r), _LIMIT) << e
                     older, before = before, abs(r)
+                    column += 1
                 stream += 1
+        cursor[0], cursor[1] = word, symbol
         if cursor[2]:
             return np.int64(-1)
     if has_events:
