@@ -19,12 +19,19 @@ import splatcodec
 from splatcodec import api
 from splatcodec.bitstream.container import Chunk, Container, Feature, write_container
 from splatcodec.cli.main import main
-from splatcodec.errors import FormatError, ParameterError, SplatCodecError, UnsupportedError
+from splatcodec.errors import (
+    BackendUnavailableError,
+    FormatError,
+    ParameterError,
+    SplatCodecError,
+    UnsupportedError,
+)
 from splatcodec.gaussians import SH_C0, Gaussians
 from splatcodec.metrics.compare import compare
 from splatcodec.metrics.moving import compare_frames
 from splatcodec.render.camera import evaluation_cameras
 from splatcodec.sample import sample_scene
+from splatcodec.sequence import video_stream
 from splatcodec.sequence.correspond import Tracker
 from splatcodec.sequence.encoder import MotionEncoder, MotionOptions
 from splatcodec.sequence.file import GroupChunks, SequenceFile, SequenceWriter, rate_of
@@ -767,3 +774,19 @@ def test_video_codecs_bitrates_and_planes(
         api.compress_sequence(frames[:2], path, profile="video", target_bitrate=500, overwrite=True)
     api.compress_sequence(frames[:2], path, effort=1, overwrite=True)
     assert run("decompress", path, tmp_path / "none", "--planes", capsys=capsys)[0] == 2
+
+
+def test_without_a_video_encoder_auto_takes_motion_and_says_so(
+    moving: TestScene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("av")
+    monkeypatch.setitem(video_stream._ENCODERS, "h264", "libnothing264")
+    frames = [moving.frame(k) for k in range(4)]
+    with pytest.raises(BackendUnavailableError, match="libnothing264"):
+        api.compress_sequence(frames, tmp_path / "v.splc", group=2, effort=1, quality=40, profile="video")
+    assert not (tmp_path / "v.splc").exists()
+    report = api.compress_sequence(frames, tmp_path / "a.splc", group=2, effort=1, quality=40, profile="auto")
+    assert [note for note in report.notes if "libnothing264" in note] == report.notes[:1]
+    with api.open_moving(tmp_path / "a.splc") as scene:
+        assert {group["coding"] for group in scene.describe()["groups"]} == {"motion"}
+        assert len(list(scene.frames())) == 4

@@ -142,7 +142,7 @@ class Tracker:
             if self._cuts >= _MAX_CUTS:
                 raise ParameterError(
                     f"frames do not correspond: {100 * matched:.0f} % of the Gaussians were found again, "
-                    f"for the {self._cuts}th time in a row",
+                    f"{self._cuts} times in a row",
                     file=name or None,
                     hint="number the Gaussians in a side array 'id', or code frames one by one with a group of 1",
                 )

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..bitstream.metadata import read_metadata
-from ..errors import FormatError, ParameterError, SplatCodecError
+from ..errors import BackendUnavailableError, FormatError, ParameterError, SplatCodecError
 from ..files import PathLike, atomic_write
 from ..gaussians import Gaussians
 from ..limits import DEFAULT_LIMITS, Limits
@@ -205,7 +205,13 @@ class Recorder:
         video = None
         if self._video is not None:
             clock = time.perf_counter()
-            video = self._video.encode(block)
+            try:
+                video = self._video.encode(block)
+            except BackendUnavailableError as error:
+                if self.options.profile != "auto":
+                    raise
+                self.report.notes.append(f"no group was tried as video: {error}")
+                self._video = None
             spent = self._encoder.seconds
             spent["video"] = spent.get("video", 0.0) + time.perf_counter() - clock
         if video is None or self.options.profile == "auto":
