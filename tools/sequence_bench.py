@@ -3,6 +3,7 @@
 
     python tools/sequence_bench.py SCENE [SCENE ...] --json docs/sequences.json     # 60 frames each, noise of 45 dB
     python tools/sequence_bench.py SCENE --noise-db 38 --only motion spz            # the harder set, some codecs
+    python tools/sequence_bench.py FOLDER --noise-db 0                              # a folder of frames, as they are
 
 The profile video is measured at the first two qualities only, which are the ones that its peer reaches.
 
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +36,37 @@ from splatcodec.metrics.psnr import covered_psnr_db
 from splatcodec.render.camera import Camera, evaluation_cameras
 from splatcodec.render.cpu import render
 from splatcodec.render.rendering import Rendering
+from splatcodec.sequence.input import open_frames
 
 __all__ = ["Judge", "at_psnr", "measure"]
 
 _QUALITIES = (35.0, 50.0, 65.0, 80.0)
 
 
+class FolderScene:
+    """The frames of a folder, as `MovingScene` gives them."""
+
+    def __init__(self, path: Path, num_frames: int) -> None:
+        self._frames = list(islice(open_frames(path), num_frames))
+        self.num_frames = len(self._frames)
+
+    def frame(self, number: int, *, drop_absent: bool = False) -> Gaussians:
+        """Frame `number`; nothing in it is absent."""
+        del drop_absent
+        return self._frames[number]
+
+    def frames(self) -> Iterator[Gaussians]:
+        """All of them."""
+        return iter(self._frames)
+
+
+Moving = MovingScene | FolderScene
+
+
 class Judge:
     """Pictures of the original's frames, and the PSNR of others beside them."""
 
-    def __init__(self, moving: MovingScene, every: int, views: int, size_px: int) -> None:
+    def __init__(self, moving: Moving, every: int, views: int, size_px: int) -> None:
         self.numbers = list(range(0, moving.num_frames, every))
         middle = moving.frame(moving.num_frames // 2, drop_absent=True)
         self.cameras: list[Camera] = evaluation_cameras(middle, num_views=views, size_px=size_px)
@@ -60,7 +83,7 @@ class Judge:
         return float(np.mean(found)), float(np.min(found))
 
 
-def _ours(moving: MovingScene, judge: Judge, quality: float, profile: str, folder: Path, group: int) -> dict[str, Any]:
+def _ours(moving: Moving, judge: Judge, quality: float, profile: str, folder: Path, group: int) -> dict[str, Any]:
     path = folder / "moving.splc"
     frames = list(moving.frames())
     clock = time.process_time()
@@ -83,7 +106,7 @@ def _ours(moving: MovingScene, judge: Judge, quality: float, profile: str, folde
     }  # fmt: skip
 
 
-def _files(moving: MovingScene, judge: Judge, suffix: str, folder: Path, every: int = 1) -> dict[str, Any]:
+def _files(moving: Moving, judge: Judge, suffix: str, folder: Path, every: int = 1) -> dict[str, Any]:
     sizes, decoded, writing, reading = [], [], 0.0, 0.0
     for k in judge.numbers[::every]:
         frame = moving.frame(k, drop_absent=True)
@@ -104,7 +127,7 @@ def _files(moving: MovingScene, judge: Judge, suffix: str, folder: Path, every: 
     }  # fmt: skip
 
 
-def _v3(moving: MovingScene, judge: Judge, qp: int) -> dict[str, Any]:
+def _v3(moving: Moving, judge: Judge, qp: int) -> dict[str, Any]:
     import v3_layout
 
     total, decoded = 0, []
@@ -130,9 +153,16 @@ def at_psnr(curve: list[dict[str, Any]], psnr_db: float) -> float | None:
     return float(math.exp(np.interp(psnr_db, [p for p, _ in points], [k for _, k in points])))
 
 
-def measure(name: str, scene: Gaussians, args: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
+def measure(path: Path, args: argparse.Namespace, tell: Callable[[str], None]) -> dict[str, Any]:
     """All codecs on one scene."""
-    moving = MovingScene(scene, args.frames, args.noise_db or None)
+    name = path.stem
+    moving: Moving
+    if path.is_dir():
+        moving = FolderScene(path, args.frames)
+        scene = moving.frame(0)
+    else:
+        scene = api.read(path)
+        moving = MovingScene(scene, args.frames, args.noise_db or None)
     judge = Judge(moving, args.every, args.views, args.size)
     rows: list[dict[str, Any]] = []
 
@@ -163,7 +193,7 @@ def measure(name: str, scene: Gaussians, args: argparse.Namespace, tell: Callabl
                 ours = at_psnr(curve, row["psnr_db"])
                 row[f"{profile}_over_it"] = ours / row["kb_per_frame"] if ours else None
     return {
-        "scene": name, "num_gaussians": len(scene), "sh_degree": scene.sh_degree, "frames": args.frames,
+        "scene": name, "num_gaussians": len(scene), "sh_degree": scene.sh_degree, "frames": moving.num_frames,
         "noise_db": args.noise_db, "judged_frames": judge.numbers, "views": args.views, "size_px": args.size,
         "rows": rows,
     }  # fmt: skip
@@ -190,10 +220,50 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _title(result: dict[str, Any]) -> str:
+    noise = f", noise of {result['noise_db']:g} dB" if result["noise_db"] else ""
+    return f"{result['scene']}{noise}: {result['num_gaussians']:,} Gaussians, SH degree {result['sh_degree']}"
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """KB a frame and PSNR of all results as SVG, a panel each."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    colors = {"splatcodec motion": "#0b62c4", "splatcodec video": "#0f766e", "SPZ a frame": "#c2410c",
+              "SOG a frame": "#7c3aed", "V3 layout": "#a16207"}  # fmt: skip
+    style = {"svg.fonttype": "none", "svg.hashsalt": "sequences", "font.family": "sans-serif", "font.size": 9}
+    with plt.rc_context(style):
+        size = 7.6, 2.7 * len(results)
+        figure, panels = plt.subplots(len(results), 1, figsize=size, layout="constrained", squeeze=False)
+        for result, axes in zip(results, panels[:, 0]):
+            for codec, color in colors.items():
+                rows = sorted(
+                    (r for r in result["rows"] if r["codec"] == codec), key=lambda r: float(r["kb_per_frame"])
+                )
+                if rows:
+                    ours = codec.startswith("splatcodec")
+                    kilobytes, db = [r["kb_per_frame"] for r in rows], [r["psnr_db"] for r in rows]
+                    axes.plot(kilobytes, db, "o-" if ours else "D", color=color, markersize=5, label=codec)
+            axes.set_xscale("log")
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.set_xlabel("KB a frame")
+            axes.set_ylabel("covered PSNR, dB")
+            axes.set_title(_title(result), loc="left")
+            axes.grid(True, color="#d0d7de", linewidth=0.6)
+            axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+            for side in ("top", "right"):
+                axes.spines[side].set_visible(False)
+        figure.savefig(path, format="svg", metadata={"Date": None})
+        plt.close(figure)
+
+
 def main() -> int:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenes", nargs="+", type=Path)
+    parser.add_argument("scenes", nargs="*", type=Path, help="none: only print what --json holds")
     parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--group", type=int, default=30)
     parser.add_argument("--noise-db", type=float, default=45.0)
@@ -203,15 +273,18 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--only", nargs="+", default=["motion", "video", "spz", "sog", "v3"])
     parser.add_argument("--json", type=Path, help="add the results to this file")
+    parser.add_argument("--plot", type=Path, help="curves of all results as SVG")
     args = parser.parse_args()
     results = json.loads(args.json.read_text()) if args.json and args.json.exists() else []
     for path in args.scenes:
-        found = measure(path.stem, api.read(path), args, lambda text: print(text, file=sys.stderr, flush=True))
+        found = measure(path, args, lambda text: print(text, file=sys.stderr, flush=True))
         same = [r for r in results if (r["scene"], r["noise_db"]) == (found["scene"], found["noise_db"])]
         results = [r for r in results if r not in same] + [found]
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
     print(table(results))
+    if args.plot:
+        plot(results, args.plot)
     return 0
 
 
