@@ -1,10 +1,15 @@
 // How fast the JavaScript decoder is: node tools/js_bench.mjs FILE.splc... [--runs N] [--json PATH] [--no-browser]
+// What it holds in memory:              node tools/js_bench.mjs FILE.splc... --memory
 //
 // Decodes files that are in memory into records and into exact arrays, without and with SH coefficients, with
 // WebAssembly and without, on one thread, nothing drawing: in Node, and in headless Chromium where tests/js has been
 // installed (npm install --prefix tests/js). Prints medians as a table; --json writes all figures.
+//
+// --memory decodes each file, read from disk by ranges, in processes of their own: tile by tile, all parts kept, and all
+// at once. By how much the resident memory of the process grew at most (Linux: VmHWM), over the bytes of the result.
 
-import { readFileSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { openAsBlob, readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { basename, resolve } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
@@ -57,6 +62,45 @@ async function measure({ decoder, url, bytes, mode, runs }) {
 function median(list) {
   const sorted = [...list].sort((a, b) => a - b);
   return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
+}
+
+/** Runs in a process of its own: the bytes of the result, and the most that memory grew by while it was made. */
+async function memoryOf(path, as, how) {
+  const { open } = await import(pathToFileURL(resolve(ROOT, "splatcodec/player/decoder/index.js")).href);
+  const file = await open(await openAsBlob(path));
+  // What the engine takes once and for all, whatever the scene, is there before: a small part is decoded.
+  const least = file.parts.reduce((a, b) => (b.count < a.count ? b : a));
+  for await (const part of file.stream({ as, parts: [least] })) if (part.count < 0) throw new Error("no part");
+  globalThis.gc();
+  const resident = (/** @type {string} */ name) =>
+    1024 * Number(new RegExp(`^${name}:\\s+(\\d+) kB`, "m").exec(readFileSync("/proc/self/status", "utf8"))[1]);
+  writeFileSync("/proc/self/clear_refs", "5"); // the highest so far is forgotten
+  const before = resident("VmRSS");
+  const kept = [];
+  if (how === "tile by tile") for await (const part of file.stream({ as, thumbnails: false })) kept.push(part);
+  else kept.push(await file.decode({ as }));
+  const grown = resident("VmHWM") - before;
+  const buffers = new Set();
+  const find = (/** @type {unknown} */ value) => {
+    if (ArrayBuffer.isView(value)) buffers.add(value.buffer);
+    else if (value && typeof value === "object") Object.values(value).forEach(find);
+  };
+  find(kept);
+  return { result: [...buffers].reduce((sum, { byteLength }) => sum + byteLength, 0), grown };
+}
+
+function memory(files) {
+  console.log("| file | into | how | MB of the result | MB grown by | times |\n|---|---|---|---|---|---|");
+  for (const path of files) {
+    for (const as of ["records", "arrays"]) {
+      for (const how of ["tile by tile", "at once"]) {
+        const command = ["--expose-gc", fileURLToPath(import.meta.url), "--memory-of", path, as, how];
+        const { result, grown } = JSON.parse(execFileSync(process.execPath, command, { encoding: "utf8" }));
+        const figures = [result / 1e6, grown / 1e6].map((x) => x.toFixed(1));
+        console.log(`| ${[basename(path), as, how, ...figures, (grown / result).toFixed(2)].join(" | ")} |`);
+      }
+    }
+  }
 }
 
 async function inNode(files, runs) {
@@ -129,17 +173,27 @@ const files = [];
 let runs = 9;
 let json = null;
 let browser = true;
+let onlyMemory = false;
 const words = process.argv.slice(2);
+if (words[0] === "--memory-of") {
+  console.log(JSON.stringify(await memoryOf(words[1], words[2], words[3])));
+  process.exit(0);
+}
 while (words.length) {
   const word = words.shift();
   if (word === "--runs") runs = Number(words.shift());
   else if (word === "--json") json = words.shift();
   else if (word === "--no-browser") browser = false;
+  else if (word === "--memory") onlyMemory = true;
   else files.push(word);
 }
 if (!files.length || !(runs >= 1)) {
-  console.error("usage: node tools/js_bench.mjs FILE.splc... [--runs N] [--json PATH] [--no-browser]");
+  console.error("usage: node tools/js_bench.mjs FILE.splc... [--runs N] [--json PATH] [--no-browser] [--memory]");
   process.exit(2);
+}
+if (onlyMemory) {
+  memory(files);
+  process.exit(0);
 }
 const results = await inNode(files, runs);
 if (browser) {

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """What levels of detail give and cost: the picture after every chunk group of the file, and bytes beside one level.
 
-    python tools/levels_bench.py donut banana --out .cache/levels          # results.json, a table on the terminal
+    python tools/levels_bench.py donut banana --out .cache/levels          # results.json, files, a table
+    python tools/levels_bench.py bouquet-million --views 4 --size-px 384   # large scenes: fewer views, a second each
     python tools/levels_bench.py --write-docs .cache/levels                # docs/levels.md
     python tools/levels_bench.py bouquet-dithered --tile                   # how fast one tile decodes, on the terminal
 
 A scene is a 3DGS PLY: a path, or the name of one in `.cache/scenes` (tools/peers.py --scenes). Each is compressed at
 default settings; the same plan (slope, classes) is written in one level without a thumbnail too, so that the difference
-in bytes is what levels, their chunks and checksums cost. Pictures: `metrics.compare` over the 24 evaluation views.
+in bytes is what levels, their chunks and checksums cost. Pictures: PSNR over covered pixels of the evaluation views.
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ import splatcodec
 from splatcodec.bitstream.container import Container
 from splatcodec.gaussians import Gaussians
 from splatcodec.limits import DEFAULT_LIMITS
-from splatcodec.metrics.compare import compare
+from splatcodec.metrics.psnr import covered_psnr_db
 from splatcodec.render.camera import Camera, evaluation_cameras
 from splatcodec.render.cpu import render
+from splatcodec.render.rendering import Rendering
 from splatcodec.stages.tile import MAX_TILE
 from splatcodec.static import encoder
 from splatcodec.static.decoder import (
@@ -77,12 +79,13 @@ def encode_both(scene: Gaussians) -> tuple[bytes, int, dict[str, float]]:
     return file, len(file) - best[0].size_bytes + flat.size_bytes, seconds
 
 
-def measure(name: str, num_views: int, size_px: int) -> dict[str, Any]:
-    """Everything about one scene."""
+def measure(name: str, num_views: int, size_px: int, out: Path) -> dict[str, Any]:
+    """Everything about one scene, whose file goes to `out`."""
     scene = splatcodec.read(scene_path(name))
     file, flat, seconds = encode_both(scene)
+    (out / f"{Path(name).stem}.splc").write_bytes(file)
     cameras = evaluation_cameras(scene, num_views=num_views, size_px=size_px)
-    alpha = [float(render(scene.cleaned()[0], camera).alpha.sum()) for camera in cameras]
+    originals = [render(scene.cleaned()[0], camera) for camera in cameras]
     rows = []
     with Container(io.BytesIO(file)) as container:
         ends: dict[tuple[int, int], int] = {}
@@ -95,7 +98,7 @@ def measure(name: str, num_views: int, size_px: int) -> dict[str, Any]:
             # A prefix has all layers of the levels below, and this many of its last.
             part = prefix(container, level, layer)
             rows.append(
-                {"level": level, "sh_layers": layer, "share": end / len(file), **look(scene, part, cameras, alpha)}
+                {"level": level, "sh_layers": layer, "share": end / len(file), **look(scene, part, cameras, originals)}
             )
             rows[-1]["num_gaussians"] = len(part)
     return {
@@ -122,15 +125,15 @@ def prefix(container: Container, level: int, layer: int) -> Gaussians:
     return last.replaced(shN=shN)
 
 
-def look(scene: Gaussians, part: Gaussians, cameras: list[Camera], alpha: list[float]) -> dict[str, float]:
+def look(scene: Gaussians, part: Gaussians, cameras: list[Camera], originals: list[Rendering]) -> dict[str, float]:
     """PSNR over covered pixels and how much of the scene's coverage is there."""
     part = part.replaced(metadata=scene.metadata)
-    result = compare(scene, part, cameras=cameras)
-    shown = [float(render(part, camera).alpha.sum()) for camera in cameras]
-    ratios = [a / b for a, b in zip(shown, alpha) if b > 0]
+    shown = [render(part, camera) for camera in cameras]
+    psnrs = [covered_psnr_db(a, b) for a, b in zip(originals, shown)]
+    ratios = [float(b.alpha.sum() / a.alpha.sum()) for a, b in zip(originals, shown) if a.alpha.any()]
     return {
-        "psnr_db": result.psnr_db,
-        "worst_psnr_db": result.worst_psnr_db,
+        "psnr_db": float(np.mean(psnrs)),
+        "worst_psnr_db": float(np.min(psnrs)),
         "alpha_low": float(np.min(ratios)),
         "alpha_high": float(np.max(ratios)),
     }
@@ -202,12 +205,17 @@ def summary(results: list[dict[str, Any]]) -> str:
 def write_docs(results: list[dict[str, Any]], commit: str) -> None:
     """docs/levels.md."""
     views, size_px = results[0]["views"], results[0]["size_px"]
+    others = "".join(
+        f" ({r['scene']}: {r['views']} at {r['size_px']} px)"
+        for r in results
+        if (r["views"], r["size_px"]) != (views, size_px)
+    )
     text = f"""# Levels of detail: what a part of a file shows, and what levels cost
 
 Made by `tools/levels_bench.py` at commit {commit}. A file is read in order: after each group of chunks the scene is
-drawn from what is there, over {views} evaluation views at {size_px} px. "SH layers 2" = the first two of three layers
-of the level's SH components have arrived. Coverage: the sum of alpha over a view, beside the whole scene's. The cost
-of levels is beside the same scene and precision written in one level, without a thumbnail.
+drawn from what is there, over {views} evaluation views at {size_px} px{others}. "SH layers 2" = the first two of three
+layers of the level's SH components have arrived. Coverage: the sum of alpha over a view, beside the whole scene's. The
+cost of levels is beside the same scene and precision written in one level, without a thumbnail.
 
 {summary(results)}
 
@@ -236,12 +244,12 @@ def main() -> None:
     out = arguments.write_docs or arguments.out
     out.mkdir(parents=True, exist_ok=True)
     path = out / "results.json"
-    results = json.loads(path.read_text()) if path.exists() else []
+    results: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
     if arguments.write_docs:
         write_docs(results, results[0]["commit"] if results else commit)
         return
     for name in arguments.scenes:
-        result = measure(name, arguments.views, arguments.size_px)
+        result = measure(name, arguments.views, arguments.size_px, out)
         result |= {"views": arguments.views, "size_px": arguments.size_px}
         result |= {"commit": commit, "date": datetime.date.today().isoformat()}
         results = [r for r in results if r["scene"] != name] + [result]

@@ -354,10 +354,10 @@ _EFFORTS = {
 }
 _IMPORTANCE_SEED, _REFIT_SEED, _LOOK_SEED = 0, 2, 3
 _REFIT_PX, _REFIT_STEPS = 256, 5
-# Of fitting the thumbnail: views, by how many Gaussians may be drawn in all of them; their size; steps, of small scenes
-# twice as many; share of them below level 1, without and with SH.
-_FIT_DRAWN, _LEAST_FIT_VIEWS, _MOST_FIT_VIEWS = 3_000_000, 16, 96
-_FIT_PX, _FIT_STEPS, _FIT_UNDER = 224, 300, (0.5, 0.7)
+# Of fitting the thumbnail: views, by how many Gaussians may be drawn in all of them; and of small scenes and of others
+# their size, the steps, and the share of steps below level 1.
+_FIT_DRAWN, _LEAST_FIT_VIEWS, _MOST_FIT_VIEWS = 10_000_000, 24, 96
+_FIT_SMALL, _FIT = (352, 600, 0.7), (448, 300, 0.3)
 _TOLERANCE_DB = 0.25
 # How much Gaussians of level 1 count in the thumbnail, which is shown below them later: without and with SH.
 _SHARE_OF_FIRST = (1.0, 0.2)
@@ -544,11 +544,11 @@ def _level_plan(
     )
     look_cameras = encoder_cameras(gaussians, num_views=4 if n > _LARGE_SCENE else 6, size_px=192, seed=_LOOK_SEED)
     originals = [render(gaussians, camera) for camera in look_cameras]
+    fit_px, steps, share_under = _FIT_SMALL if n < _SMALL_SCENE else _FIT
     fit_cameras: list[Camera] = []
     if effort > 2 and thumbnail_count(n, gaussians.sh_degree):
-        # Drawing the original takes most of the time, and few views do for many Gaussians less harm than for few.
-        fit_views = int(np.clip(_FIT_DRAWN / max(n, 1), _LEAST_FIT_VIEWS, _MOST_FIT_VIEWS))
-        fit_cameras = encoder_cameras(gaussians, num_views=fit_views, size_px=_FIT_PX, seed=_REFIT_SEED)
+        fit_views = int(np.clip(_FIT_DRAWN / n, _LEAST_FIT_VIEWS, _MOST_FIT_VIEWS))
+        fit_cameras = encoder_cameras(gaussians, num_views=fit_views, size_px=fit_px, seed=_REFIT_SEED)
     fit_pictures = [render(gaussians, camera, num_threads=threads) for camera in fit_cameras]
     made: dict[tuple[int, int], Gaussians] = {}
 
@@ -565,8 +565,8 @@ def _level_plan(
                 gaussians.selected(ranks < first),
                 fit_cameras,
                 fit_pictures,
-                steps=_FIT_STEPS * (2 if n < _SMALL_SCENE else 1),
-                share_under=_FIT_UNDER[gaussians.sh_degree > 0],
+                steps=steps,
+                share_under=share_under,
                 num_threads=worker_count(threads),
             )
         return made[count, first]
