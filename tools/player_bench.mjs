@@ -9,12 +9,12 @@
 // their libraries in the browser's cache; scenes are never cached. Times count from the start of the navigation until the
 // GPU has drawn. Needs `npm install --prefix tests/js`.
 
+import { execFileSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { cpus } from "node:os";
 import { basename, extname, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
-import { gzipSync } from "node:zlib";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const PLAYER = resolve(ROOT, "splatcodec/player");
@@ -126,16 +126,15 @@ async function sparkPage(folder) {
   return Buffer.from(outputFiles[0].contents);
 }
 
-/** Bytes of everything a page loads, minified and gzipped: the page's modules and both workers'. */
-async function sizes() {
-  const { build } = await import("../tests/js/node_modules/esbuild/lib/main.js");
-  const all = {};
-  for (const name of ["page", "loader", "sorter"]) {
-    const entryPoints = [resolve(PLAYER, `${name}.js`)];
-    const { outputFiles } = await build({ entryPoints, bundle: true, minify: true, format: "esm", write: false });
-    all[name] = gzipSync(outputFiles[0].contents, { level: 9 }).length;
-  }
-  return { ...all, total: Object.values(all).reduce((a, b) => a + b, 0) };
+/** Bytes of what a page and both Workers load, minified and gzipped: for still scenes, and with what moving ones need. */
+function sizes() {
+  const entries = ["page", "loader", "sorter"].map((name) => resolve(PLAYER, `${name}.js`));
+  const gzipped = (...options) => {
+    const lines = execFileSync("node", [resolve(ROOT, "tests/js/size.mjs"), ...options, ...entries], { encoding: "utf8" });
+    const [page, loader, sorter] = lines.trim().split("\n").map((line) => JSON.parse(line).gzipped);
+    return { page, loader, sorter, total: page + loader + sorter };
+  };
+  return { still: gzipped(), moving: gzipped("--later") };
 }
 
 async function main() {
@@ -165,7 +164,7 @@ async function main() {
     machine: { cpu: cpus()[0].model, cores: cpus().length, browser: browser.version(), graphics: "SwiftShader (software)" },
     link: { rate_mbit: Number(options.rate), delay_ms: Number(options.delay) },
     player: { file: basename(file), size_bytes: files.get("/scene/a.splc").length },
-    sizes_gzipped: await sizes(),
+    sizes_gzipped: sizes(),
   };
   try {
     const context = await browser.newContext({ viewport: SIZE });
