@@ -162,7 +162,7 @@ class ChunkCache {
  * @property {number} index
  * @property {Set<ChunkEntry>} missing chunks
  * @property {(Uint8Array | null)[]} layers those that have come
- * @property {Int32Array | null} links of its Gaussians, if there are layers
+ * @property {[Uint16Array, Uint8Array] | null} links of its Gaussians, low and high bits, if there are layers
  * @property {boolean} closed what else comes of it is of no use
  */
 
@@ -189,6 +189,8 @@ class Loader {
     this.owners = new Map();
     /** @type {Map<TilePart, Open>} */
     this.open = new Map();
+    /** Links of the part that is being decoded. @type {Int32Array | null} */
+    this.links = null;
     this.waiting = 0;
     this.mostWaiting = WAITING_LIMITS[0];
     /** Somebody waits for the page to take something. @type {(() => void) | null} */
@@ -422,7 +424,7 @@ class Loader {
       if (entry.layer) open.layers[entry.layer - 1] = bytes;
       else await this.decodeTile(open, unit, bytes);
       if (open.missing.size === 0 && open.links) {
-        await this.decodeLayers(open, open.links, (layer) => (at = /** @type {ChunkEntry} */ (unit.layers[layer - 1])));
+        await this.decodeLayers(open, (layer) => (at = /** @type {ChunkEntry} */ (unit.layers[layer - 1])));
       }
       if (open.closed) return;
       if (open.missing.size === 0) this.close(unit);
@@ -433,6 +435,8 @@ class Loader {
       this.open.set(unit, open);
       if (fromCache) this.cache?.forget(entry);
       this.post({ say: "damage", error: plainError(located(error, labelOf(at), at.offset)), part: index });
+    } finally {
+      this.links = null;
     }
   }
 
@@ -452,24 +456,31 @@ class Loader {
     const engine = /** @type {import("./decoder/fast.js").FastEngine} */ (this.file?.engine);
     const { own, under } = engine.start(bytes, count);
     const look = level && !last ? own : NEUTRAL;
-    if (open.missing.size || open.layers.some((layer) => layer)) open.links = new Int32Array(count);
+    const links = (this.links = open.missing.size || open.layers.some((layer) => layer) ? new Int32Array(count) : null);
     for (let first = 0; first < count && !open.closed; first += SLICE) {
       const size = Math.min(SLICE, count - first);
       await this.room(17 * size);
       const records = newRecords(size);
-      for (let at = 0; at < size; at += BLOCK) engine.writeRecords(records, at, engine.next(open.links));
+      for (let at = 0; at < size; at += BLOCK) engine.writeRecords(records, at, engine.next(links));
       // Whether the chunk ends where it should.
-      if (first + size === count) engine.next(null);
+      if (first + size === count) {
+        engine.next(null);
+        // They may have to wait for layers: three bytes of each.
+        if (links) open.links = [Uint16Array.from(links), Uint8Array.from(links, (link) => link >> 16)];
+        this.links = null;
+      }
       this.hand(open, { first, records, look, under: level ? (last ? null : under) : NEUTRAL }, [records.records, records.boxes]);
     }
   }
 
   /**
    * @param {Open} open all layers of which are there
-   * @param {Int32Array} links
    * @param {(layer: number) => void} at is told what is being decoded
    */
-  async decodeLayers(open, links, at) {
+  async decodeLayers(open, at) {
+    const [low, high] = /** @type {[Uint16Array, Uint8Array]} */ (open.links);
+    const links = (this.links = Int32Array.from(low, (bits, i) => bits | (high[i] << 16)));
+    open.links = null;
     const { engine, shDegree } = /** @type {{ engine: import("./decoder/fast.js").FastEngine, shDegree: number }} */ (this.file);
     const count = links.length;
     const words = SH_WORDS[shDegree];
@@ -530,9 +541,9 @@ class Loader {
 
   /** Bytes on this side: chunks that wait for others of their part, and what they need of it; what the page has not taken. */
   get held() {
-    let sum = this.waiting;
+    let sum = this.waiting + (this.links?.byteLength ?? 0);
     for (const { layers, links } of this.open.values()) {
-      sum += links?.byteLength ?? 0;
+      sum += links ? 3 * links[0].length : 0;
       for (const layer of layers) sum += layer?.length ?? 0;
     }
     return sum;
