@@ -15,6 +15,7 @@ import { createServer } from "node:http";
 import { cpus } from "node:os";
 import { basename, extname, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
+import { gzipSync } from "node:zlib";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
 const PLAYER = resolve(ROOT, "splatcodec/player");
