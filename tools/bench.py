@@ -372,6 +372,8 @@ class Encoder:
         else:
             other.direct, other.why_not_direct = self.direct, self.why_not_direct
         other._prior = list(self._known)
+        if not other._prior and other.direct:  # about what its own first file was made for
+            other._prior.append((float(np.log2(other.slope)), LossyOptions().wanted_psnr_db))
         return other
 
     def compress(self, **lossy: Any) -> tuple[bytes, splatcodec.CompressReport]:
