@@ -79,7 +79,7 @@ def test_few_gaussians_make_a_grid_too(dataset, sh_degree):
 
 
 def test_nothing_to_sort_is_an_error(dataset, monkeypatch):
-    monkeypatch.setattr("splatcodec.training.methods.selforg._MIN_OPACITY", 2.0)
+    monkeypatch.setattr("splatcodec.training.methods.selforg.FAINT_OPACITY", 2.0)
     with pytest.raises(SplatCodecError, match="faint"):
         run(dataset, method="selforg", iterations=40)
 

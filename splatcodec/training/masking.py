@@ -11,10 +11,12 @@ from collections.abc import Mapping
 
 import torch
 
-__all__ = ["MASK_THRESHOLD", "kept_rows", "mask_loss", "masked"]
+__all__ = ["FAINT_OPACITY", "MASK_THRESHOLD", "kept_rows", "mask_loss", "masked"]
 
 #: A Gaussian whose sigmoid is not above this is masked.
 MASK_THRESHOLD = 0.01
+#: Gaussians no more opaque than this go once densification has ended: fewer learn better what nobody has seen.
+FAINT_OPACITY = 0.05
 # Parameters are told from here, so that new ones may begin at 0.
 _START = 1.0
 _GONE_LOGIT = -20.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["exponential", "growth", "pace", "resolution_factor", "sh_degree_at", "stride"]
+__all__ = ["exponential", "growth", "pace", "resolution_factor", "rounds", "sh_degree_at", "stride"]
 
 
 def exponential(start: float, end: float, progress: float) -> float:
@@ -44,6 +44,15 @@ def stride(larger_side_px: int) -> float:
     (2.0, 1.0)
     """
     return min(2.0, max(1.0, (800 / larger_side_px) ** 0.5))
+
+
+def rounds(progress: float, start: float, every: float) -> int:
+    """How many are due of what is done at `start` and then every so often.
+
+    >>> [rounds(p, 0.6, 0.1) for p in (0.59, 0.6, 0.7, 0.75)]
+    [0, 1, 2, 2]
+    """
+    return int((progress - start) / every + 1e-9) + 1 if progress >= start else 0
 
 
 def sh_degree_at(progress: float, sh_degree: int, warm_up: float) -> int:

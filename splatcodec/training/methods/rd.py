@@ -31,8 +31,9 @@ from ...preprocess.view_weights import ViewWeights
 from ...render.camera import Camera
 from ...render.contribution import Contributions, contributions
 from ...static.encoder import LevelPlan, encode_tiles
-from ..masking import kept_rows, masked
+from ..masking import FAINT_OPACITY, kept_rows, masked
 from ..rate import RateEstimate, RateModel, geometry_noise
+from ..schedules import rounds
 from ..settings import DEFAULT_ITERATIONS
 from ..splats import RAW, Splats
 from .base import Method
@@ -41,9 +42,9 @@ __all__ = ["METHOD"]
 
 _FROM = 0.6  # of the run; densification has ended
 _EVERY = 0.04
-# Share of the price at which a Gaussian goes, by round: what others can stand in for only shows when they have.
-_PRUNE = (0.5, 1.0, 1.5, 2.0, 2.0)
-_MIN_OPACITY = 0.05
+# Share of the price at which a Gaussian goes, by round: what others can stand in for only shows when they have. Only
+# faint ones go at first: what a Gaussian is worth has to be learned, too.
+_PRUNE = (0.0, 0.0, 0.25, 0.5, 1.0, 1.0, 1.5, 2.0)
 # Steps are chosen as if a bit cost so many times lmbda: training makes up for much of what rounding alone would cost.
 _STEPS_DEARER = 4.0
 _FIRST_BITS = 90.0  # of a Gaussian, before there is an estimate
@@ -149,7 +150,7 @@ class RateDistortion(Method):
         self.noises += 1
         if self.settings.strategy == "none":  # a finished scene: nothing has to grow first
             progress = _FROM + (1.0 - _FROM) * progress
-        due = int((progress - _FROM) / _EVERY + 1e-9) + 1 if progress >= _FROM else 0
+        due = rounds(progress, _FROM, _EVERY)
         if due > self.fits:
             self.fits = due
             self._fit(splats)
@@ -159,7 +160,7 @@ class RateDistortion(Method):
         measured, _ = self._measure(scene)
         kept = kept_rows(splats["mask"]).cpu().numpy()
         if self.fits <= len(_PRUNE):
-            kept = kept & (scene.alphas() > _MIN_OPACITY)
+            kept = kept & (scene.alphas() > FAINT_OPACITY)
             bits = np.full(len(scene), _FIRST_BITS)
             if self.found is not None and len(self.found.gaussian_bits) == len(scene):
                 bits = (self.found.gaussian_bits + self.found.sh_bits).numpy().astype(np.float64)
@@ -190,7 +191,8 @@ class RateDistortion(Method):
         measured, seen_from = self._measure(scene)
         slope = float(np.sqrt(6.0 * _STEPS_DEARER * self._price() / np.log(2.0)))
         plan = make_plan(scene, measured, slope, LossyOptions(prune=False), self.tuning, seen_from)
-        steps = self.tuning.size_base * np.exp2(plan.classes[:, 0].astype(np.float32))
+        finest = plan.steps.size * np.log(2.0) / 1024.0  # of class 0, which scenes may want finer than usual
+        steps = finest * np.exp2(plan.classes[:, 0].astype(np.float32))
         with ThreadPoolExecutor(self.num_threads) as pool:
             model = RateModel.fit(scene, plan, pool)
         self.coder = _Coder(plan, model, torch.from_numpy(steps.astype(np.float32)))

@@ -22,6 +22,8 @@ import torch
 
 from ...errors import SplatCodecError
 from ...preprocess.self_organizing_grid import grid_features, grid_width, smooth_covariances, sort_into_grid
+from ..masking import FAINT_OPACITY
+from ..schedules import rounds
 from ..settings import DEFAULT_ITERATIONS
 from ..smoothness import neighbor_loss
 from ..splats import Splats
@@ -30,7 +32,6 @@ from .base import Method
 __all__ = ["METHOD"]
 
 _FROM, _EVERY = 0.6, 0.1  # of the run
-_MIN_OPACITY = 0.05
 # Steps that the full weight is for. The pull is the same in every step, the pictures' is noise that needs steps to
 # average out: at the full weight 1,000 steps lost 1 dB.
 _LONG_RUN = 30_000
@@ -64,12 +65,12 @@ class SelfOrganizing(Method):
         """
         if self.settings.strategy == "none":  # a finished scene: nothing has to grow first
             progress = _FROM + (1.0 - _FROM) * progress
-        due = int((progress - _FROM) / _EVERY + 1e-9) + 1 if progress >= _FROM else 0
+        due = rounds(progress, _FROM, _EVERY)
         if due <= self.sorts:
             return
         first = not self.sorts
         self.sorts = due
-        kept = splats.alphas() > _MIN_OPACITY
+        kept = splats.alphas() > FAINT_OPACITY
         if not bool(kept.any()):
             raise SplatCodecError("every Gaussian is faint: nothing is left to sort; the run cannot go on")
         if not bool(kept.all()):
