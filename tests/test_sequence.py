@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import json
+import tracemalloc
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -189,6 +192,39 @@ def test_a_target_bitrate_is_kept(moving: TestScene, tmp_path: Path) -> None:
     assert sum(sizes) > 0.7 * 36_000
     with pytest.raises(ParameterError, match="does not fit"):
         api.compress_sequence(list(moving.frames())[:2], path, group=2, effort=1, target_bitrate=900, overwrite=True)
+
+
+@pytest.mark.parametrize("profile", ["motion", "video"])
+def test_memory_does_not_grow_with_the_length(tmp_path: Path, profile: Any) -> None:
+    if profile == "video":
+        pytest.importorskip("av")
+    group, path = 2, tmp_path / "a.splc"
+    used: list[int] = []
+
+    def watched(frames: Iterable[Gaussians]) -> Iterator[Gaussians]:
+        used.clear()
+        for frame in frames:
+            yield frame
+            del frame
+            gc.collect()
+            used.append(tracemalloc.get_traced_memory()[0])
+
+    def check() -> None:
+        # Every second group has a scene of its own: of two that are alike, four groups apart.
+        assert len(used) == 8 * group
+        assert used[7 * group] - used[3 * group] < still.means.nbytes
+
+    still = sample_scene(2000).with_sh_degree(0)
+    source = (still.replaced(means=still.means + np.float32(0.01 * k)) for k in range(8 * group))
+    tracemalloc.start()
+    try:
+        api.compress_sequence(watched(source), path, group=group, keep=2, effort=1, profile=profile)
+        check()
+        with api.open_moving(path) as scene:
+            assert sum(1 for _ in watched(scene)) == 8 * group
+            check()
+    finally:
+        tracemalloc.stop()
 
 
 def test_empty_frames_and_empty_sequences(tmp_path: Path) -> None:
