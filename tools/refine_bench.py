@@ -53,7 +53,7 @@ def measure(path: Path, psnr_db: float, steps: int) -> dict:
         clock, report = time.perf_counter(), splatcodec.CompressReport()
         payload = splatcodec.compress(original, target_psnr=target, effort=7, report=report)
         add("plain", payload, time.perf_counter() - clock, report)
-    for name, compact in (("refine", 0), ("compact", 4)):
+    for name, compact in (("refine", 0), ("compact", True)):
         clock, report = time.perf_counter(), splatcodec.CompressReport()
         options = RefineOptions(steps, compact)
         payload = compress_refined(original, options, target_psnr=psnr_db, effort=7, report=report)

@@ -122,15 +122,16 @@ class Refinement(Protocol):
         ...
 
     @property
-    def prune(self) -> float:
-        """Removal error at which a Gaussian is still dropped once `before` has chosen (`Tuning.prune`)."""
+    def reduces(self) -> bool:
+        """Whether `before` leaves Gaussians out: others have become important by it, and next to none goes later."""
         ...
 
     def before(self, gaussians: Gaussians, plan: Callable[[Gaussians, float], Plan]) -> tuple[Gaussians, Rows]:
         """Another scene to encode in place of this, and which row of this each of its Gaussians comes from.
 
         Args:
-            plan: from a scene and its `Tuning.prune` to what the encoder would make of it at about the final slope.
+            plan: from a scene and how many times more than usual its pruning may cost to what the encoder would make of
+                it at about the final slope.
         """
         ...
 
@@ -376,6 +377,49 @@ _MOST_BELOW_DB = 4.5
 _MENDED_EVERY = 4
 _LEAST_CHECKED = 0.08  # share of a Gaussian's weight in those views at which what they say is trusted
 _ROUNDS = (0.1, 0.3, 1.0)
+_REDUCED = 0.2  # of what pruning usually may cost, once a refinement has left out what others stand in for
+
+
+class _Pruning:
+    """Which Gaussians are left out, once it is known what those left out are missed for (`restoration`).
+
+    What is missed most comes back first; each plan after the first begins with what was found.
+
+    Args:
+        scene: all that may be coded. measured, seen_from: what rendering says of it over `cameras`.
+    """
+
+    def __init__(
+        self,
+        scene: Gaussians,
+        measured: Contributions,
+        seen_from: ViewWeights,
+        cameras: list[Camera],
+        tuning: Tuning,
+        threads: int | None,
+    ) -> None:
+        # A leading part of the views is a fair sample, every fourth is not.
+        self._cameras = cameras[: -(-len(cameras) // _MENDED_EVERY)]
+        self._scene, self._threads = scene, threads
+        self._share = _ratio(seen_from.sums(len(self._cameras)), measured.sum_weight2)  # what of each weight they show
+        # Of what these views hardly show, each one's own removal error is all that is known.
+        alone = measured.removal_error * (tuning.restore / tuning.prune)
+        self._known = np.where(self._share < _LEAST_CHECKED, alone, 0.0)
+        self._rounds = _ROUNDS if len(scene) <= _LARGE_SCENE else _ROUNDS[-1:]
+
+    def plan(self, planned: Callable[[npt.NDArray[np.float64]], Plan]) -> Plan:
+        """The plan that `planned` makes of what each Gaussian would mend, as over all importance views."""
+        for share in self._rounds:
+            self._known = np.maximum(self._known, share * self._missed(planned(self._known).kept))
+        self._rounds = _ROUNDS[-1:]
+        return planned(self._known)
+
+    def _missed(self, kept: Rows) -> npt.NDArray[np.float64]:
+        """What each of all but `kept` would mend, as over all importance views."""
+        drawn = np.zeros(len(self._scene), np.bool_)
+        drawn[kept] = True
+        found = restoration(self._scene, drawn, self._cameras, num_threads=self._threads)
+        return found / np.maximum(self._share, _LEAST_CHECKED)
 
 
 def encode_lossy(
@@ -432,21 +476,15 @@ def encode_lossy(
         levels = LevelPlan(np.arange(gaussians.num_gaussians), levels=False)
 
         weighted: dict[int, tuple[Contributions, ViewWeights]] = {}
-        checked = options.prune and effort.trials > 1 and not refinement
-        mended: npt.NDArray[np.float64] | None = None
-        # A leading part of the views is a fair sample, every fourth is not.
-        check_views = -(-len(cameras) // _MENDED_EVERY)
-        check_share = np.zeros(0)  # what of each Gaussian's weight they show
 
-        def missed(kept: Rows) -> npt.NDArray[np.float64]:
-            """What each of all but `kept` would mend, as over all importance views."""
-            drawn = np.zeros(len(scene), np.bool_)
-            drawn[kept] = True
-            found = restoration(scene, drawn, cameras[:check_views], num_threads=threads)
-            return found / np.maximum(check_share, _LEAST_CHECKED)
+        def pruning(part: Gaussians, sums: Contributions, seen: ViewWeights, tuning: Tuning) -> _Pruning | None:
+            if not options.prune or effort.trials == 1:
+                return None
+            return _Pruning(part, sums, seen, cameras, tuning, threads)
+
+        pruned = pruning(gaussians, measured, seen_from, tuning)
 
         def plan_at(slope: float, balance: int = 0) -> Plan:
-            nonlocal mended, check_share
             if balance not in weighted:
                 weighted.clear()
                 weighted[balance] = balanced(measured, seen_from, *_BALANCES[balance])
@@ -457,21 +495,7 @@ def encode_lossy(
                 back = None if mended is None else mended * factors
                 return make_plan(scene, sums, 2.0**slope, options, tuning, views if scene.sh_degree else None, back)
 
-            if not checked:
-                return replace(planned(None), mixing=effort.mixing)
-            # What is missed most comes back first; trials after the first begin with what was found.
-            rounds = _ROUNDS if mended is None and len(scene) <= _LARGE_SCENE else _ROUNDS[-1:]
-            if mended is None:
-                check_share = _ratio(seen_from.sums(check_views), measured.sum_weight2)
-                # Of what the check hardly shows, each one's own removal error is all that is known.
-                alone = measured.removal_error * (tuning.restore / tuning.prune)
-                known = np.where(check_share < _LEAST_CHECKED, alone, 0.0)
-            else:
-                known = mended
-            for share in rounds:
-                known = np.maximum(known, share * missed(planned(known).kept))
-            mended = known
-            return replace(planned(known), mixing=effort.mixing)
+            return replace(pruned.plan(planned) if pruned else planned(None), mixing=effort.mixing)
 
         if refinement:
             clock = time.perf_counter()
@@ -480,14 +504,22 @@ def encode_lossy(
                 refinement.gain_db,
             )
 
-            def plan_of(part: Gaussians, prune: float) -> Plan:
-                seen = measured if part is gaussians else measure(part)[0]
-                return make_plan(part, seen, 2.0**start, options, replace(tuning, prune=prune))
+            def plan_of(part: Gaussians, times: float) -> Plan:
+                sums, seen = (measured, seen_from) if part is gaussians else measure(part)
+                more = tuning.pruning(times)
+                rounds = pruning(part, sums, seen, more)
+
+                def planned(mended: npt.NDArray[np.float64] | None) -> Plan:
+                    return make_plan(part, sums, 2.0**start, options, more, None, mended)
+
+                return rounds.plan(planned) if rounds else planned(None)
 
             scene, rows = refinement.before(gaussians, plan_of)
-            first, tuning = start, replace(tuning, prune=refinement.prune)
+            first = start
             if scene is not gaussians:
                 measured, seen_from = measure(scene)
+            if refinement.reduces:
+                pruned, tuning = None, tuning.pruning(_REDUCED)
             weighted.clear()
             seconds["refinement"] = time.perf_counter() - clock
 

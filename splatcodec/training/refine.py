@@ -2,9 +2,9 @@
 
 Two things in turn, the first only if asked for (docs/design/refinement.md):
 
-1. Compaction: Gaussians go by removal error, in rounds, and those that stay are fitted to the original's pictures with
-   the quantizer in the loop: noise of the steps that the encoder will use keeps neighbours from relying on each other's
-   exact values.
+1. Compaction: Gaussians go by removal error, in rounds, and those that stay, if they have no harmonics, are fitted to
+   the original's pictures with the quantizer in the loop: noise of the steps that the encoder will use keeps neighbours
+   from relying on each other's exact values.
 2. Once geometry is coded, opacities and colours are fitted to what it decoded to, and coded. Where there are harmonics
    they are drawn as they will decode, and their bits count.
 """
@@ -40,7 +40,8 @@ _COLOURS = ("opacities", "sh0", "shN")
 _TEACHER_SEED = 4  # views that neither importance nor quality checks nor levels use
 # Pruning in rounds: powers of the threshold asked for, and their shares of the iterations.
 _ROUNDS = ((0.0, 0.2), (0.5, 0.2), (1.0, 0.6))
-_KEPT_PRUNE = 0.02  # what is left has become important: almost none of it goes later
+# What `compact` is if only asked for. Beyond, single views get worse (leica at 1.5: by 3.6 dB).
+_COMPACT_FLAT, _COMPACT_SH = 2.0, 1.25
 _COLOUR_SHARE = 0.25  # of the iterations of a compaction, each time geometry is coded
 _GAIN_DB = 1.5
 # Bits count so many times what a step is worth at the plan's slope: colours that are free to move save more than that.
@@ -54,8 +55,8 @@ class RefineOptions:
     Attributes:
         iterations: steps of fitting, one view each: of opacities and colours each time geometry is coded (once to three
             times), or of all attributes where the number of Gaussians is reduced.
-        compact: also reduce the number of Gaussians: by how many times the removal error at which the plain encoder
-            drops one; 0 = do not. More than 4 pays on some scenes (banana), on others it costs (leica).
+        compact: also reduce the number of Gaussians: leaving one out may show so many times more than without; True (or
+            1) for what pays on most scenes, 2 without harmonics and 1.25 with them; 0 = do not.
         views: how many views the original is rendered from.
         size_px: size of the pictures.
 
@@ -64,7 +65,7 @@ class RefineOptions:
     """
 
     iterations: int = 400
-    compact: float = 0.0
+    compact: float | bool = 0.0
     views: int = 64
     size_px: int = 384
 
@@ -97,9 +98,9 @@ class Refiner:
         return 0.0 if self.options.compact else _GAIN_DB
 
     @property
-    def prune(self) -> float:
+    def reduces(self) -> bool:
         """See `static.encoder.Refinement`."""
-        return _KEPT_PRUNE if self.options.compact else self.tuning.prune
+        return self.options.compact > 0
 
     def before(self, gaussians: Gaussians, plan: Callable[[Gaussians, float], Plan]) -> tuple[Gaussians, Rows]:
         """Prune in rounds and fit what stays, with noise; see `static.encoder.Refinement`."""
@@ -110,19 +111,17 @@ class Refiner:
         scene, rows = gaussians, np.arange(gaussians.num_gaussians)
         if not self.options.compact:
             return scene, rows
+        strength = self.options.compact
+        if strength == 1:
+            strength = _COMPACT_SH if gaussians.sh_degree else _COMPACT_FLAT
         for k, (power, share) in enumerate(_ROUNDS):
-            chosen = plan(scene, self.options.compact**power * self.tuning.prune)
-            iterations = math.ceil(share * (1 - _COLOUR_SHARE) * self.options.iterations)
-            steps = self._steps(chosen)[chosen.kept]
-            tell = self._tell(f"fitting, round {k + 1} of {len(_ROUNDS)}")
-            scene = fine_tune(
-                scene.selected(chosen.kept),
-                self._teacher,
-                steps,
-                FineTuneOptions(iterations, noise=1.0, seed=k),
-                progress=tell,
-            )
-            rows = rows[chosen.kept]
+            chosen = plan(scene, strength**power)
+            scene, rows = scene.selected(chosen.kept), rows[chosen.kept]
+            if not scene.sh_degree:  # harmonics are what files with them consist of: fits of the rest do not pay
+                iterations = math.ceil(share * (1 - _COLOUR_SHARE) * self.options.iterations)
+                options = FineTuneOptions(iterations, noise=1.0, seed=k)
+                tell = self._tell(f"fitting, round {k + 1} of {len(_ROUNDS)}")
+                scene = fine_tune(scene, self._teacher, self._steps(chosen)[chosen.kept], options, progress=tell)
         return scene, rows
 
     def after(
@@ -131,7 +130,8 @@ class Refiner:
         """Fit opacities and colours to the decoded geometry, as they will decode; see `static.encoder.Refinement`."""
         assert self._teacher is not None
         tell = self._tell("fitting colours")
-        iterations = math.ceil((_COLOUR_SHARE if self.options.compact else 1.0) * self.options.iterations)
+        share = _COLOUR_SHARE if self.options.compact and not scene.sh_degree else 1.0
+        iterations = math.ceil(share * self.options.iterations)
         names = [name for name in _COLOURS if getattr(scene, name).size]
         fitted = fine_tune(
             decoded.replaced(**{name: getattr(scene, name)[rows] for name in names}),

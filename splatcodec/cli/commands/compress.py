@@ -75,10 +75,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compact",
         type=float,
         nargs="?",
-        const=4.0,
+        const=1.0,
         metavar="C",
         help="with fewer Gaussians, fitted to the original's pictures (600 steps, or those of --refine): what is"
-        " dropped shows up to C times what is dropped without (default 4)",
+        " dropped may show C times as much as what is dropped without (2, with harmonics 1.25)",
     )
     parser.add_argument(
         "--method",
