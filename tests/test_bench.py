@@ -102,6 +102,17 @@ def test_ablation(small_scene: Gaussians, name: str) -> None:
     assert full.at_slope(slope)[0] == payload  # nothing stays replaced
 
 
+def test_another_effort_of_an_unusual_encoder(small_scene: Gaussians) -> None:
+    """Nothing is known of slopes then but the one of its own first file."""
+    (ablation,) = (a for a in bench.ABLATIONS if a.effort == 1)
+    full = bench.Encoder(small_scene, effort=2)
+    full.prove(b"other bytes")
+    changed = full.changed(ablation)
+    assert changed.direct
+    sizes = [len(changed.near(target_db)[0]) for target_db in (30.0, 40.0)]
+    assert sizes[0] < sizes[1]
+
+
 def test_ablations_without_a_hook_are_said() -> None:
     assert "no_such_field" in bench.Ablation("a", "", tuning={"no_such_field": 0}).why_not()
     assert "gone" in bench.Ablation("a", "", replaced=[(bench.encoder, "gone", lambda f: f)]).why_not()

@@ -372,7 +372,7 @@ class Encoder:
         else:
             other.direct, other.why_not_direct = self.direct, self.why_not_direct
         other._prior = list(self._known)
-        if not other._prior and other.direct:  # about what its own first file was made for
+        if not other._prior and other.slope > 0:  # about what its own first file was made for
             other._prior.append((float(np.log2(other.slope)), LossyOptions().wanted_psnr_db))
         return other
 
